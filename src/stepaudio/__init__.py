@@ -1,0 +1,3 @@
+"""stepaudio: the open system that hears, understands, answers and speaks, live."""
+
+__version__ = "0.1.0"
