@@ -33,7 +33,7 @@ async def stream(make: Callable[[threading.Event], Iterator[T]], *, buffer: int 
         error: BaseException | None = None
         try:
             # Closed here and not by the garbage collector: a lock that a generator holds belongs to this thread.
-            with closing(make(cancel)) as items:
+            with _closing(make(cancel)) as items:
                 for item in items:
                     while not room.acquire(timeout=0.05):
                         if cancel.is_set():
@@ -80,7 +80,7 @@ async def run(call: Callable[[threading.Event], T]) -> T:
 
 
 @contextmanager
-def closing(items: Iterator[T]) -> Iterator[Iterator[T]]:
+def _closing(items: Iterator[T]) -> Iterator[Iterator[T]]:
     """Close a generator at the end; other iterators have nothing to close."""
     try:
         yield items
