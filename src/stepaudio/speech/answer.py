@@ -122,7 +122,7 @@ def answer(
         yield Heard(heard)
         asked = heard.text
         language = heard.language if speaker.default_voice(heard.language) else None
-    messages = [*_with_system(history, instructions), Message("user", asked)]
+    messages = [*_with_system(history, instructions, tools), Message("user", asked)]
 
     def write(stop: threading.Event) -> Iterator[TextDelta | ToolCall | Finish]:
         return responder.respond(messages, tools=tools, sampling=sampling, cancel=stop)
@@ -136,10 +136,12 @@ def answer(
         yield from events
 
 
-def _with_system(history: Sequence[Message], instructions: str | None) -> Sequence[Message]:
+def _with_system(
+    history: Sequence[Message], instructions: str | None, tools: Sequence[Tool]
+) -> Sequence[Message]:
     if history and history[0].role == "system":
         return history
-    return [Message("system", spoken(instructions)), *history]
+    return [Message("system", spoken(instructions, tools=bool(tools))), *history]
 
 
 class _Turn:

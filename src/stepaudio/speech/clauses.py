@@ -141,9 +141,9 @@ class ClauseCutter:
             return None
         if self._beats >= hard:
             return len(text)
-        start = len(text.rstrip().rpartition(" ")[0])
-        word = text[start:].strip().lower()
-        return start if start and _OPENER.match(word) and len(_BEAT.findall(text[:start])) >= soft - 1 else None
+        *_, word = text.split()
+        start = text.rindex(word)
+        return start if _OPENER.match(word.lower()) and len(_BEAT.findall(text[:start])) >= soft - 1 else None
 
 
 def _last_gap(text: str) -> int:

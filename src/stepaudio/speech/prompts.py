@@ -9,20 +9,25 @@ from collections.abc import Sequence
 from stepaudio.speech.roles import Message, Tool
 
 # Kept short: every token of it is evaluated once per process and held in every slot.
-SPOKEN = (
+_STYLE = (
     "You are Stepaudio, an open-source voice assistant made by the Stepaudio project, not by OpenAI. "
     "Every word you write is spoken aloud: reply in the user's language with one to three short sentences of plain "
-    "speech, without markdown, lists, numbering, code, emoji or links. Begin with the answer itself. "
-    "You have no clock, no calendar, no weather and no news: when asked for those, say that you cannot check. "
+    "speech, without markdown, lists, numbering, code, emoji or links. Begin with the answer itself."
+)
+_NO_LIVE_FACTS = (
+    " You have no clock, no calendar, no weather and no news: when asked for those, say that you cannot check. "
     # Small models follow an English rule about Chinese questions half of the time.
     "被问到日期、时间、天气或新闻时，说你查不到。"
 )
-"""The default system prompt: identity and spoken style, for English and Chinese."""
 
 
-def spoken(instructions: str | None = None) -> str:
-    """The system prompt of a spoken conversation; the caller's own instructions come after the style."""
-    return f"{SPOKEN}\n\n{instructions.strip()}" if instructions and instructions.strip() else SPOKEN
+def spoken(instructions: str | None = None, *, tools: bool = False) -> str:
+    """The system prompt of a spoken conversation, in English and Chinese: identity, style, then the caller's own
+    `instructions`. With `tools` it does not say that live facts are out of reach: a model that was told so does not
+    look them up either.
+    """
+    prompt = _STYLE if tools else _STYLE + _NO_LIVE_FACTS
+    return f"{prompt}\n\n{instructions.strip()}" if instructions and instructions.strip() else prompt
 
 
 USER_TURN = "<|im_start|>user\n"
@@ -40,6 +45,7 @@ _TOOLS_TAIL = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
     "<tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
+    "\n\nWhen a function fits the request, call it and write nothing else. Otherwise answer in words."
 )
 
 

@@ -18,9 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Samples = NDArray[np.float32]
-"""Mono float32 samples in [-1, 1], shape [T]."""
-
+from stepaudio.audio.pcm import Samples as Samples  # part of what the roles speak of
 
 # ---------------------------------------------------------------- hearing
 

@@ -43,8 +43,8 @@ class LlamaCppResponder:
     """A `Responder` over one GGUF model that speaks ChatML (Qwen2.5 and its kin).
 
     `slots` replies run at once, each with `context` tokens of its own; further callers wait up to `queue_seconds`
-    and then get BusyError. `system` is the system prompt of conversations that bring none of their own; it is
-    evaluated here, once. Raises MissingError when `model` is not there and IntegrityError when it cannot be loaded.
+    and then get BusyError. `system` is the system prompt of conversations that bring none of their own (None:
+    `prompts.spoken`); it is evaluated here, once. Raises MissingError when `model` is not there and IntegrityError when it cannot be loaded.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LlamaCppResponder:
         context: int = 4096,
         slots: int = 2,
         threads: int = 2,
-        system: str = prompts.SPOKEN,
+        system: str | None = None,
         queue_seconds: float = 10.0,
     ) -> None:
         self.context_tokens = context
@@ -102,7 +102,7 @@ class LlamaCppResponder:
         cancel: threading.Event | None = None,
     ) -> None:
         """Evaluate a history ahead of its next user turn, so that the reply to that turn starts sooner."""
-        prompt = prompts.chatml(messages, tools, system=self._system) + prompts.USER_TURN
+        prompt = self._prompt(messages, tools, prompts.USER_TURN)
         with self._slot(cancel):
             for _ in self.complete({"prompt": prompt, "max_tokens": 1}, _Usage(), cancel):
                 pass
@@ -160,8 +160,11 @@ class LlamaCppResponder:
             raise BackendError("this responder is closed; load the bundle again")
         return self._server
 
-    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> str:
-        return prompts.chatml(messages, tools, system=self._system) + prompts.ASSISTANT_TURN
+    def _prompt(
+        self, messages: Sequence[Message], tools: Sequence[Tool], turn: str = prompts.ASSISTANT_TURN
+    ) -> str:
+        system = prompts.spoken(tools=bool(tools)) if self._system is None else self._system
+        return prompts.chatml(messages, tools, system=system) + turn
 
     @contextlib.contextmanager
     def _slot(self, cancel: threading.Event | None) -> Iterator[None]:
