@@ -147,9 +147,8 @@ def tool_use(responder: LlamaCppResponder) -> None:
         right += bool(good)
         false_alarms += len(reply.calls) - len(named)
         shown = "; ".join(f"{call.name}({dict(call.arguments)})" for call in reply.calls) or reply.text
-        print(
-            f"  {'ok ' if bool(good) == (tool is not None) and len(reply.calls) == len(good) else 'BAD'} {prompt}  {shown}"
-        )
+        fine = len(reply.calls) == len(good) == (tool is not None)
+        print(f"  {'ok ' if fine else 'BAD'} {prompt}  {shown}")
     precision = hits / (hits + false_alarms) if hits + false_alarms else 0.0
     print(f"tool calls: recall {hits}/{wanted}, precision {precision:.2f}, arguments right {right}/{wanted}")
 

@@ -12,7 +12,7 @@ from serve_fixtures.live import Live, head, live
 from stepaudio.serve.auth import ApiKeys
 from stepaudio.serve.errors import WrongKeyError
 
-KEYS = ("first-key", "zweiter-schlüssel")
+KEYS = ("first-key", "zweiter_Schluessel")
 
 
 @pytest.fixture(scope="module")

@@ -56,6 +56,15 @@ def test_json_has_a_limit_of_its_own(server: Live) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
 
 
+@pytest.mark.parametrize("value", [b"1", b"[]", b"{}", b'{"role":"x"}', b'"x":1'])
+def test_json_of_very_many_tiny_values_is_refused_before_it_is_parsed(value: bytes) -> None:
+    body = b'{"messages":[' + b",".join([value] * 100_000) + b"]}"
+    with live(FakeBundle()) as server:
+        answer = httpx.post(server.url + CHAT, content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+        assert "values" in answer.json()["error"]["message"]
+
+
 def test_a_body_that_trickles_in_is_given_up(server: Live) -> None:
     with server.connect() as connection:
         connection.sendall(head(SPEECH, 1000, "application/json"))

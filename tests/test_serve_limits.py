@@ -101,7 +101,11 @@ def test_a_limit_must_be_positive(name: str) -> None:
         Settings(**{name: 0})
 
 
-def test_an_empty_key_is_refused() -> None:
-    with pytest.raises(InputError, match="empty"):
-        Settings(api_keys=("a", ""))
+@pytest.mark.parametrize("key", ["", "two words", "schlüssel", "line\n"])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="one word"):
+        Settings(api_keys=("a", key))
+
+
+def test_nobody_need_be_allowed_to_wait() -> None:
     assert Settings(max_queue=0).max_queue == 0

@@ -19,7 +19,7 @@ from serve_fixtures.fakes import FakeBundle
 from serve_fixtures.live import Live, live
 from stepaudio.serve.app import create_app
 
-schema = schemathesis.openapi.from_dict(create_app(FakeBundle()).openapi())  # type: ignore[arg-type]
+schema = schemathesis.openapi.from_dict(create_app(FakeBundle()).openapi())
 CHECKS = (
     not_a_server_error,
     status_code_conformance,
@@ -37,7 +37,7 @@ def server() -> Iterator[Live]:
 
 @schema.parametrize()
 @settings(
-    max_examples=25,
+    max_examples=15,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -103,7 +103,7 @@ def test_metrics_count_by_route(server: Live) -> None:
     httpx.post(f"{server.url}/v1/audio/speech", json={"input": "one two"})
     httpx.get(f"{server.url}/made/up/by/a/client")
     text = httpx.get(f"{server.url}/metrics").text
-    assert 'stepaudio_requests_total{method="POST",route="/v1/audio/speech",status="200"}' in text
+    assert 'stepaudio_requests_total{route="/v1/audio/speech",status="200"}' in text
     assert 'stepaudio_first_byte_seconds_count{route="/v1/audio/speech"}' in text
     assert 'route="unknown",status="404"' in text
     assert "made" not in text

@@ -133,7 +133,7 @@ def test_what_cannot_be_done_is_refused(server: Live, data: bytes, fields: dict[
 
 def test_a_missing_file_is_named(server: Live, client: OpenAI) -> None:
     for fields in ({"files": {"other": b"x"}}, {"data": {"file": "text"}}, {"data": {"model": "fake"}}):
-        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", **fields)  # type: ignore[arg-type]
+        answer = httpx.post(f"{server.url}/v1/audio/transcriptions", **fields)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "file"), answer.text
     with pytest.raises(BadRequestError):
         client.audio.transcriptions.create(model="fake", file=("empty.wav", b""))

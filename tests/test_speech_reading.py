@@ -1,4 +1,4 @@
-"""What is written and how it is read: each pair was checked by eye, not taken from the code."""
+"""What is written and how it is read: recorded from the code, then read through pair by pair and corrected."""
 
 from __future__ import annotations
 

@@ -29,6 +29,12 @@ def test_texts_of_the_chunks_are_the_text(speaker: OnnxVoice) -> None:
     assert "".join(chunk.text for chunk in chunks) == text
 
 
+def test_a_foreign_word_is_passed_over(speaker: OnnxVoice) -> None:
+    (chunk,) = say(speaker, "Привет ok.")
+    assert chunk.text == "Привет ok."
+    assert [word.text for word in chunk.words if word.end > word.start] == ["ok."]
+
+
 def test_code_is_silent_but_kept(speaker: OnnxVoice) -> None:
     chunks = list(say(speaker, "Look:\n```\nx = compute(1)\n```"))
     words = " ".join(word.text for chunk in chunks for word in chunk.words)

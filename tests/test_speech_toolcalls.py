@@ -192,16 +192,20 @@ def test_an_object_of_another_kind_is_no_call() -> None:
 
 
 def test_an_unknown_tool_is_refused() -> None:
-    with pytest.raises(CallError, match="no tool named 'fly'.*set_timer") as caught:
+    with pytest.raises(CallError, match=r"no tool named 'fly'.*set_timer") as caught:
         Toolbox([TIMER]).parse('{"name": "fly", "arguments": {}}')
     assert caught.value.tool is None
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
-    )
+LEAVES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
+VALUES = st.recursive(
+    LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=5
 )
+    LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=5
+)
+
+
+@given(VALUES)
 def test_a_call_that_comes_through_is_valid(value: Any) -> None:
     import jsonschema
 

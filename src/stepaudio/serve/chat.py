@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from starlette.responses import Response
 from stepaudio.audio.encode import Encoder
 from stepaudio.errors import AudioError, TextError
 from stepaudio.serve.chat_reply import ChatCompletion, ReplyPiece, chunks, completion
-from stepaudio.serve.chat_request import ChatRequest, InputAudio
+from stepaudio.serve.chat_request import AudioParam, ChatRequest, InputAudio
 from stepaudio.serve.errors import ERROR_RESPONSES
 from stepaudio.serve.hearing import Hearing
 from stepaudio.serve.models import check_model, resolve_voice
@@ -39,42 +39,39 @@ router = APIRouter(tags=["chat"], responses=ERROR_RESPONSES)
 async def create_completion(request: Request, body: ChatRequest, server: State) -> Response:
     """Continue a conversation."""
     model = check_model(body.model, server.bundle.name)
-    tools = body.to_tools()
     body.check()
+    tools, choice = body.to_tools()
+    past = server.past_replies
 
-    def reply(cancel: Event) -> Iterator[ReplyPiece]:
-        return _reply(server, body, *tools, cancel)
-
-    if body.stream:
+    def stream(cancel: Event) -> Iterator[bytes]:
         usage = body.stream_options is not None and body.stream_options.include_usage
-
-        def stream(cancel: Event) -> Iterator[bytes]:
-            encoder = _encoder(server, body)
-            return chunks(reply(cancel), model, encoder, server.past_replies, include_usage=usage)
-
-        return Streamed(server, stream, media_type="text/event-stream")
+        with closing(_reply(server, body, tools, choice, cancel)) as pieces:
+            yield from chunks(pieces, model, _encoder(server, body.spoken), past, include_usage=usage)
 
     def whole(cancel: Event) -> bytes:
-        return json.dumps(completion(reply(cancel), model, _encoder(server, body), server.past_replies)).encode()
+        with closing(_reply(server, body, tools, choice, cancel)) as pieces:
+            return json.dumps(completion(pieces, model, _encoder(server, body.spoken), past)).encode()
 
+    if body.stream:
+        return Streamed(server, stream, media_type="text/event-stream")
     return Response(await run(server, request, whole), media_type="application/json")
 
 
-def _encoder(server: ServerState, body: ChatRequest) -> Encoder | None:
-    if not body.speaks or body.audio is None:
+def _encoder(server: ServerState, spoken: AudioParam | None) -> Encoder | None:
+    if spoken is None:
         return None
-    return Encoder("pcm" if body.audio.format == "pcm16" else body.audio.format, server.bundle.speaker.rate)
+    return Encoder("pcm" if spoken.format == "pcm16" else spoken.format, server.bundle.speaker.rate)
 
 
 def _reply(
     server: ServerState, body: ChatRequest, tools: list[Tool], choice: str, cancel: Event
-) -> Iterator[ReplyPiece]:
+) -> Generator[ReplyPiece]:
     hearing = Hearing(server)
     messages = body.to_messages(server.past_replies, lambda audio: _hear(server, hearing, audio, cancel))
     respond = partial(
         server.bundle.responder.respond, messages, tools=tools, tool_choice=choice, sampling=body.to_sampling()
     )
-    if not body.speaks:
+    if body.spoken is None:
         yield from respond(cancel=cancel)
         return
 
@@ -84,15 +81,15 @@ def _reply(
 
     # The model writes on in a thread of its own while a clause is spoken; the bound holds it back for slow readers.
     with closing(pump(write, cancel=cancel, buffer=256)) as events:
-        yield from _spoken(server, body, events, cancel)
+        yield from _speak(server, events, body.spoken, cancel)
 
 
-def _spoken(
-    server: ServerState, body: ChatRequest, events: Iterator[ReplyEvent], cancel: Event
+def _speak(
+    server: ServerState, events: Iterator[ReplyEvent], spoken: AudioParam, cancel: Event
 ) -> Iterator[ReplyPiece]:
     """The reply and the audio of its text, each piece of text before its audio."""
     speaker = server.bundle.speaker
-    voice = resolve_voice(body.audio.voice if body.audio else None, speaker)
+    voice = resolve_voice(spoken.voice, speaker)
     passed: list[ReplyPiece] = []
 
     def texts() -> Iterator[str]:

@@ -95,6 +95,7 @@ def completion(pieces: Iterator[ReplyPiece], model: str, spoken: Encoder | None,
     """A whole reply in the shape of ChatCompletion; `spoken` encodes it, None for a reply in text."""
     text = ""
     audio = bytearray()
+    said = False
     calls: list[dict[str, Any]] = []
     finish = Finish("stop")
     for piece in pieces:
@@ -104,12 +105,13 @@ def completion(pieces: Iterator[ReplyPiece], model: str, spoken: Encoder | None,
             case Speech():
                 assert spoken is not None
                 audio += spoken.push(piece.samples)
+                said = True
             case ToolCall():
                 calls.append(_call(piece))
             case Finish():
                 finish = piece
     message: dict[str, Any] = {"role": "assistant", "content": text or None, "refusal": None}
-    if spoken is not None and audio:
+    if spoken is not None and said:
         audio += spoken.flush()
         audio_id, expires_at = past.new()
         past.keep(audio_id, text)

@@ -163,11 +163,11 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    messages: list[MessageParam] = Field(min_length=1)
+    messages: list[MessageParam] = Field(min_length=1, max_length=2000)
     model: str | None = None
-    modalities: list[Literal["text", "audio"]] | None = Field(None, min_length=1)
+    modalities: list[Literal["text", "audio"]] | None = Field(None, min_length=1, max_length=2)
     audio: AudioParam | None = None
-    tools: list[FunctionTool] | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -197,15 +197,15 @@ class ChatRequest(BaseModel):
     verbosity: _Ignored = None
 
     @property
-    def speaks(self) -> bool:
-        """Whether the reply is to be spoken."""
-        return "audio" in (self.modalities or ())
+    def spoken(self) -> AudioParam | None:
+        """How the reply is to be spoken; None for a reply in text."""
+        return self.audio if "audio" in (self.modalities or ()) else None
 
     def check(self) -> None:
         """Raises InputError for fields that contradict each other."""
-        if self.speaks and self.audio is None:
+        if "audio" in (self.modalities or ()) and self.audio is None:
             raise InputError("A spoken reply needs `audio` with a format.", param="audio")
-        if self.speaks and self.stream and self.audio and self.audio.format != "pcm16":
+        if self.stream and self.spoken is not None and self.spoken.format != "pcm16":
             raise InputError("A streamed spoken reply must have the format pcm16.", param="audio.format")
         if self.stream_options and not self.stream:
             raise InputError("`stream_options` needs `stream`.", param="stream_options")

@@ -15,6 +15,9 @@ from stepaudio.serve.settings import MIB, Settings
 UPLOAD_PATH = "/v1/audio/transcriptions"
 MIN_PACE = 16 * 1024
 """Bytes per second below which a body falls behind."""
+MAX_VALUES = 50_000
+"""Values in a JSON body, by its commas and opening brackets. Thirty megabytes of tiny values would take gigabytes and a
+minute of everybody's time to parse and refuse; an honest body is large because of the recordings in it."""
 
 
 class Intake:
@@ -49,8 +52,10 @@ class _Body:
     def __init__(self, intake: Intake, scope: Scope, receive: Receive) -> None:
         self.intake = intake
         self.scope = scope
-        self.limit = intake.settings.max_body_bytes if scope["path"] == UPLOAD_PATH else intake.settings.max_json_bytes
+        self.is_upload = scope["path"] == UPLOAD_PATH
+        self.limit = intake.settings.max_body_bytes if self.is_upload else intake.settings.max_json_bytes
         self.received = 0
+        self.values = 0
         self._receive = receive
         self._complete = False
         self._started = asyncio.get_running_loop().time()
@@ -78,12 +83,17 @@ class _Body:
         if message["type"] == "http.disconnect":
             self._complete = True
             raise RefusedBody(Cancelled("The client went away before its request was complete."))
-        size = len(message.get("body", b""))
+        piece = message.get("body", b"")
+        size = len(piece)
         self.received += size
         self.intake.held += size
         self._complete = not message.get("more_body", False)
         if self.received > self.limit:
             raise RefusedBody(self._too_large())
+        if not self.is_upload:
+            self.values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
+            if self.values > MAX_VALUES:
+                raise RefusedBody(TooLargeError(f"The JSON of this request has more than {MAX_VALUES} values."))
         if self.intake.held > self.intake.settings.max_held_bytes:
             raise RefusedBody(BusyError("The server holds as much request data as it may; try again.", retry_after=5))
         return message

@@ -10,13 +10,11 @@ SECONDS = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 60, 300)
 
 
 class Metrics:
-    """What the server counts. `route` is the path template of a route, never a path that a client made up."""
+    """What the server counts. `route` is the path template of a route: no label is anything that a client made up."""
 
     def __init__(self, slots: Slots) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "stepaudio_requests", "Requests answered.", ("route", "method", "status"), registry=self.registry
-        )
+        self.requests = Counter("stepaudio_requests", "Requests answered.", ("route", "status"), registry=self.registry)
         self.cancelled = Counter(
             "stepaudio_cancelled", "Requests whose client left before the answer.", ("route",), registry=self.registry
         )

@@ -66,9 +66,10 @@ class Observe:
             if left:
                 self.metrics.cancelled.labels(route).inc()
             else:
-                self.metrics.requests.labels(route, scope["method"], status).inc()
+                self.metrics.requests.labels(route, status).inc()
                 self.metrics.seconds.labels(route).observe(seconds)
                 if first_byte is not None:
                     self.metrics.first_byte_seconds.labels(route).observe(first_byte)
             outcome = "client left" if left else status
-            log.info("%s %s %s in %.3f s, %s", scope["method"], scope["path"], outcome, seconds, request_id)
+            path = scope["raw_path"].decode("ascii", "replace")  # as it was sent: without line breaks to forge the log
+            log.info("%s %s %s in %.3f s, %s", scope["method"], path, outcome, seconds, request_id)

@@ -11,7 +11,7 @@ from threading import Lock
 from stepaudio.errors import NotFoundError
 
 LIFETIME_SECONDS = 3600
-MAX_REMEMBERED = 10_000
+MAX_CHARS = 10_000_000
 
 
 class PastReplies:
@@ -57,20 +57,27 @@ class PastRecordings:
 
 
 class _Remembered:
-    """At most `MAX_REMEMBERED` texts, each for `LIFETIME_SECONDS`; the oldest makes room. Safe between threads."""
+    """Texts of `MAX_CHARS` together, each for `LIFETIME_SECONDS`; the oldest make room. Safe between threads."""
 
     def __init__(self) -> None:
         self._texts: OrderedDict[str, tuple[float, str]] = OrderedDict()
+        self._chars = 0
         self._lock = Lock()
 
     def put(self, key: str, text: str) -> None:
         with self._lock:
-            self._texts.pop(key, None)
+            if key in self._texts:
+                self._forget(key)
             self._texts[key] = time.monotonic() + LIFETIME_SECONDS, text
-            while len(self._texts) > MAX_REMEMBERED:
-                self._texts.popitem(last=False)
+            self._chars += len(key) + len(text)
+            while self._chars > MAX_CHARS:
+                self._forget(next(iter(self._texts)))
 
     def get(self, key: str) -> str | None:
         with self._lock:
             expires, text = self._texts.get(key, (0.0, ""))
         return text if expires > time.monotonic() else None
+
+    def _forget(self, key: str) -> None:
+        _, text = self._texts.pop(key)
+        self._chars -= len(key) + len(text)

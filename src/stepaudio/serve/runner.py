@@ -22,8 +22,6 @@ from stepaudio.serve.state import Phase, ServerState
 if TYPE_CHECKING:
     from stepaudio.speech.bundle import Bundle
 
-log = logging.getLogger("stepaudio.serve")
-
 LAST_SECONDS = 1
 """What answers that need no slot get to end once the work has drained; whatever still runs then is cancelled."""
 
@@ -40,6 +38,8 @@ def serve(bundle: Bundle, host: str = "127.0.0.1", port: int = 8000, settings: S
         address = f"[{host}]" if ":" in host else host
         keys = "with API keys" if settings.api_keys else "open to everybody who can reach it"
         print(f"stepaudio serves {bundle.name} on http://{address}:{port}/v1 ({keys})", file=sys.stderr, flush=True)
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         config = uvicorn.Config(
             app,
             log_config=None,

@@ -49,5 +49,5 @@ class Settings:
             value = getattr(self, limit.name)
             if limit.name != "api_keys" and value <= 0 and not (limit.name == "max_queue" and value == 0):
                 raise InputError(f"{limit.name} must be greater than 0, not {value}.", param=limit.name)
-        if not all(self.api_keys):
-            raise InputError("An API key must not be empty.", param="api_keys")
+        if not all(key.isascii() and key.isprintable() and key.split() == [key] for key in self.api_keys):
+            raise InputError("An API key must be one word of ASCII characters.", param="api_keys")

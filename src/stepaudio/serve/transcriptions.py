@@ -16,11 +16,11 @@ from starlette.responses import PlainTextResponse, Response
 from stepaudio.errors import InputError
 from stepaudio.serve.errors import ERROR_RESPONSES
 from stepaudio.serve.hearing import Hearing
+from stepaudio.serve.intake import UPLOAD_PATH
 from stepaudio.serve.models import check_model
 from stepaudio.serve.state import State
 from stepaudio.serve.work import EVENTS, Streamed, event, run
-from stepaudio.speech.subtitles import to_srt, to_vtt
-from stepaudio.speech.transcribe import Segment, join, join_text
+from stepaudio.speech.transcribe import Segment, join, join_text, to_srt, to_vtt
 
 router = APIRouter(tags=["audio"], responses=ERROR_RESPONSES)
 
@@ -81,7 +81,7 @@ _TEXT = {"schema": {"type": "string"}}
 
 
 @router.post(
-    "/v1/audio/transcriptions",
+    UPLOAD_PATH,
     response_model=Transcription | VerboseTranscription,
     response_model_exclude_none=True,
     responses={200: {"content": {"text/plain": _TEXT, "text/event-stream": EVENTS}}},
@@ -131,7 +131,8 @@ def _events(segments: Iterator[Segment]) -> Iterator[bytes]:
     text = ""
     for segment in segments:
         longer = join_text(text, segment.transcript.text)
-        yield event({"type": "transcript.text.delta", "delta": longer[len(text) :]})
+        if delta := longer[len(text) :]:
+            yield event({"type": "transcript.text.delta", "delta": delta})
         text = longer
     yield event({"type": "transcript.text.done", "text": text})
 

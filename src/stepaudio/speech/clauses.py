@@ -42,7 +42,7 @@ class ClauseCutter:
     """`push` text as it comes and `flush` at its end; both return the clauses that are complete.
 
     With `eager` the first clause may also be cut where there is no punctuation, after about five English words or
-    six to twelve Chinese characters: for text that is still being written. Without it clauses end at punctuation
+    six to ten Chinese characters: for text that is still being written. Without it clauses end at punctuation
     wherever they can.
     """
 
@@ -131,8 +131,10 @@ class ClauseCutter:
         text = self._text
         if _HAN.match(text[-1]):
             # A Han character holds about half of what an English word does.
-            soft, hard = (6, 12) if self._first and self.eager else (48, 64)
+            soft, hard = (6, 10) if self._first and self.eager else (48, 64)
             if self._beats < soft or not _HAN.match(char):
+                return None
+            if char in _HAN_FOLLOWERS:
                 return None
             if char in _HAN_OPENERS or text[-1] in _HAN_FOLLOWERS or self._beats >= hard:
                 return len(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from stepaudio.speech.roles import Message, Tool
 
@@ -45,8 +45,23 @@ _TOOLS_TAIL = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
     "<tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
-    "\n\nWhen a function fits the request, call it and write nothing else. Otherwise answer in words."
 )
+
+
+def answer_tool(names: Collection[str]) -> Tool:
+    """The function that stands for an answer in words, listed before the caller's own functions (whose names are
+    given). With it, choosing a function also says when none fits.
+    """
+    name = "answer"
+    while name in names:
+        name += "_"
+    text = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    return Tool(
+        name,
+        "Answer the user in words: greetings, names, jokes, thanks, facts, sums, and everything that no other "
+        "function does.",
+        text,
+    )
 
 
 def chatml(messages: Sequence[Message], tools: Sequence[Tool] = (), *, system: str = "") -> str:

@@ -73,21 +73,25 @@ def _until(blocks: Iterable[Samples], cancel: Event | None) -> Iterator[Samples]
 
 
 def join(segments: Iterable[Segment]) -> Transcript:
-    """One transcript of them all: its language is the one spoken longest, its words are timed from zero."""
-    text, end, confidence = "", 0.0, 0.0
+    """One transcript of them all. Its language is the one spoken longest, its duration reaches from zero to the end of
+    the last segment, its words are timed from zero."""
+    segments = list(segments)
+    end = segments[-1].end if segments else 0.0
+    text = ""
     words: list[Word] = []
     seconds: dict[str, float] = {}
-    for segment in segments:
-        heard, end = segment.transcript, segment.end
+    letters, confidence = 0, 0.0
+    for segment in (segment for segment in segments if segment.transcript.text):
+        heard = segment.transcript
         text = join_text(text, heard.text)
         words += [replace(word, start=word.start + segment.start, end=word.end + segment.start) for word in heard.words]
-        length = segment.end - segment.start
-        seconds[heard.language] = seconds.get(heard.language, 0.0) + length
-        confidence += heard.confidence * length
-    if not seconds:
-        return Transcript("", "", end)
+        seconds[heard.language] = seconds.get(heard.language, 0.0) + segment.end - segment.start
+        letters += len(heard.text)
+        confidence += heard.confidence * len(heard.text)
+    if not text:
+        return Transcript("", segments[0].transcript.language if segments else "", end)
     language = max(seconds, key=lambda code: seconds[code])
-    return Transcript(text, language, end, confidence / sum(seconds.values()), tuple(words))
+    return Transcript(text, language, end, confidence / letters, tuple(words))
 
 
 # ---------------------------------------------------------------- files
@@ -177,8 +181,8 @@ def join_text(first: str, second: str) -> str:
 
 
 def continues_word(word: str, piece: str) -> bool:
-    """Whether a piece of running text belongs to the word before it. Chinese and Japanese characters are words;
-    punctuation is part of the word that it follows."""
+    """Whether a piece of running text belongs to the word before it: without a space between them, and not Chinese or
+    Japanese. Punctuation is part of the word that it follows."""
     if not re.search(r"\w", piece):
         return True
     return not (piece[0].isspace() or re.match(rf"[{_WIDE}]", piece) or re.search(rf"[{_WIDE}]$", word))

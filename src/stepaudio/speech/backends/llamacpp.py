@@ -44,7 +44,8 @@ class LlamaCppResponder:
 
     `slots` replies run at once, each with `context` tokens of its own; further callers wait up to `queue_seconds`
     and then get BusyError. `system` is the system prompt of conversations that bring none of their own (None:
-    `prompts.spoken`); it is evaluated here, once. Raises MissingError when `model` is not there and IntegrityError when it cannot be loaded.
+    `prompts.spoken`); it is evaluated here, once. Raises MissingError when `model` is not there and IntegrityError
+    when it cannot be loaded.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class LlamaCppResponder:
     ) -> Iterator[ReplyEvent]:
         """Stream a reply; see `Responder.respond`.
 
-        A call the model wrote badly is written again, once, under the grammar of the tool it named; a call of a
-        tool that does not exist is answered with that error, once, and the model goes on. So a `ToolCall` is always
-        valid, and text after a call (small models invent its result) ends the reply.
+        With tools, the model first chooses under a grammar whether to answer or which tool to call, and the
+        arguments of a call are written under the grammar of its schema, so that a `ToolCall` is always valid. A call
+        inside a written answer is taken too, badly formed ones are written again, and one of a tool that does not
+        exist is answered with that error, once. Text after a call ends the reply: small models invent its result.
         """
         toolbox = Toolbox(tools, tool_choice)
         sampling = sampling or Sampling()
@@ -121,12 +123,11 @@ class LlamaCppResponder:
             connection.close()
 
     def close(self) -> None:
-        """Stop what is running and free the model. A closed responder raises BackendError."""
-        if self._closed.is_set():
-            return
+        """Stop what is running and free the model, which is gone when the last reply has stopped.
+
+        A closed responder raises BackendError.
+        """
         self._closed.set()
-        for _ in range(self._slots):
-            self._free.acquire()
         self._server = None
 
     def complete(self, request: Mapping[str, Any], usage: _Usage, cancel: threading.Event | None) -> Iterator[str]:
@@ -160,11 +161,10 @@ class LlamaCppResponder:
             raise BackendError("this responder is closed; load the bundle again")
         return self._server
 
-    def _prompt(
-        self, messages: Sequence[Message], tools: Sequence[Tool], turn: str = prompts.ASSISTANT_TURN
-    ) -> str:
+    def _prompt(self, messages: Sequence[Message], tools: Sequence[Tool], turn: str = prompts.ASSISTANT_TURN) -> str:
         system = prompts.spoken(tools=bool(tools)) if self._system is None else self._system
-        return prompts.chatml(messages, tools, system=system) + turn
+        offered = [prompts.answer_tool([tool.name for tool in tools]), *tools] if tools else ()
+        return prompts.chatml(messages, offered, system=system) + turn
 
     @contextlib.contextmanager
     def _slot(self, cancel: threading.Event | None) -> Iterator[None]:
@@ -219,30 +219,43 @@ class _Reply:
         return self._complete(self._prompt)
 
     def text_and_calls(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
+        """The model first names what it will do, then does it."""
+        answer = prompts.answer_tool(toolbox.tools).name
+        name = self._choose([answer, *toolbox.tools])
+        if name != answer:
+            yield self._write_call(self._prompt, toolbox, toolbox.tools[name])
+            return
+        # It may write a call all the same.
         failed = yield from self._parts(self._prompt, toolbox)
         if failed is None:
             return
         if failed.error.tool is not None:
             yield self._write_call(failed.written, toolbox, failed.error.tool)
             return
-        told = json.dumps({"error": str(failed.error)}, ensure_ascii=False)
-        answer = Message("tool", told)
+        told = Message("tool", json.dumps({"error": str(failed.error)}, ensure_ascii=False))
         failed = yield from self._parts(
-            f"{failed.written}{failed.raw}{prompts.END}{prompts.turns([answer])}{prompts.ASSISTANT_TURN}", toolbox
+            f"{failed.written}{failed.raw}{prompts.END}{prompts.turns([told])}{prompts.ASSISTANT_TURN}", toolbox
         )
         if failed is not None:
             raise BackendError(f"the model wrote no usable tool call: {failed.error}")
 
     def forced_call(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
-        name = toolbox.choice
-        if name == "required":
-            name = next(iter(toolbox.tools))
-            if len(toolbox.tools) > 1:
-                names = {"enum": list(toolbox.tools)}
-                name = json.loads(
-                    "".join(self._complete(self._prompt + prompts.CALL_OPENING + '{"name": ', schema=names))
-                )
+        names = list(toolbox.tools) if toolbox.choice == "required" else [toolbox.choice]
+        name = self._choose(names) if len(names) > 1 else names[0]
         yield self._write_call(self._prompt, toolbox, toolbox.tools[name])
+
+    def _choose(self, names: Sequence[str]) -> str:
+        """The name that the model would call, among these."""
+        # The grammar starts inside the quotes: a prompt must not end where a token of the model would go on.
+        alternatives = " | ".join(f'"{name}"' for name in names)
+        name = "".join(
+            self._complete(
+                f'{self._prompt}{prompts.CALL_OPENING}{{"name": "', grammar=f'root ::= ({alternatives}) "\\""'
+            )
+        ).removesuffix('"')
+        if name not in names:
+            raise BackendError(f"the model chose no tool; it was cut off after {name!r}")
+        return name
 
     def finish(self) -> Finish:
         usage = self._usage
@@ -277,7 +290,7 @@ class _Reply:
 
     def _write_call(self, written: str, toolbox: Toolbox, tool: Tool) -> ToolCall:
         """A call of `tool` after what is `written`, under the grammar of its schema."""
-        opening = f'{prompts.CALL_OPENING}{{"name": {json.dumps(tool.name)}, "arguments": '
+        opening = f'{prompts.CALL_OPENING}{{"name": {json.dumps(tool.name)}, "arguments":'
         schema = {"type": "object", **tool.parameters}
         arguments = "".join(self._complete(written + opening, schema=schema))
         try:
@@ -288,7 +301,9 @@ class _Reply:
         self._called = True
         return call
 
-    def _complete(self, prompt: str, *, schema: Mapping[str, Any] | None = None) -> Iterator[str]:
+    def _complete(
+        self, prompt: str, *, schema: Mapping[str, Any] | None = None, grammar: str | None = None
+    ) -> Iterator[str]:
         sampling = self._sampling
         request: dict[str, Any] = {
             "prompt": prompt,
@@ -303,6 +318,8 @@ class _Reply:
             request["seed"] = sampling.seed
         if schema is not None:
             request["json_schema"] = schema
+        elif grammar is not None:
+            request["grammar"] = grammar
         elif sampling.stop:
             request["stop"] = list(sampling.stop)
         return self._responder.complete(request, self._usage, self._cancel)

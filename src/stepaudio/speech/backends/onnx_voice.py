@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepaudio.errors import TextError
 from stepaudio.speech.backends.hibari import Hibari
@@ -33,14 +34,19 @@ _KOKORO_VOICES = {
 _LANGUAGES = {"en": "English", "zh": "Chinese"}
 _REMEDY = "`stepaudio doctor` says what is missing and `stepaudio pull` fetches it"
 
-_LEAD = 0.04
+_EARLY = 0.05
+"""Seconds by which the sound of a phoneme comes before the place its duration gives it (measured for both models)."""
+_LEAD = 0.02
 """Seconds kept before the first phoneme: enough for its onset, and speech starts at once."""
+_STEP = 240
+_AUDIBLE = 0.03
+"""A stretch of `_STEP` samples (10 ms) is heard when it is above this part of the loudest."""
 _PAUSES = {".": 0.35, "!": 0.35, "?": 0.35, "…": 0.4, ";": 0.25, ":": 0.25, ",": 0.18, "—": 0.2}
 _NO_PAUSE = 0.05
 _FADE = 0.005
 _LEVEL = 0.08
+"""Root mean square of the sounding parts of every clause, so that voices and clauses are equally loud."""
 _PEAK = 0.95
-"""Root mean square of the sounding parts of a clause, so that voices and clauses are equally loud, and its limit."""
 
 
 class OnnxVoice:
@@ -84,13 +90,12 @@ class OnnxVoice:
     def speak(self, clause: str, *, voice: str, speed: float = 1.0, cancel: Event | None = None) -> Iterator[Speech]:
         """Speak one clause; one chunk unless it is very long.
 
-        Raises NotFoundError for an unknown voice, TextError for a text that this voice cannot read, InputError
-        for a speed out of range, Cancelled soon
-        after `cancel` is set.
+        Raises NotFoundError for an unknown voice, TextError for a text that this voice cannot read, InputError for a
+        speed out of range, Cancelled soon after `cancel` is set.
         """
         known = find_voice(self, voice)
         check_speed(speed)
-        language = script(clause) or known.languages[0]
+        language = script(clause, _LANGUAGES) or known.languages[0]
         if language not in known.languages:
             raise TextError(self._unreadable(clause, known, language), param="text")
         engine = self._hibari if known is HEART or self._kokoro is None else self._kokoro
@@ -147,16 +152,41 @@ def _synthesise(engine: Hibari | Kokoro, said: Pronunciation, voice: str, speed:
         known.append((",", len(said.words) - 1))
     ids = [0, *(engine.ids[symbol] for symbol, _ in known), 0]
     samples, frames = engine.synthesise(ids, voice=voice, speed=speed, cancel=cancel)
-    ends = np.cumsum(frames) * (len(samples) // int(frames.sum()))
-    # (start, end) in samples of each phoneme that sounds, by word.
-    sounding: dict[int, list[tuple[int, int]]] = {}
-    for index, (symbol, owner) in enumerate(known):
-        if not PAUSE.match(symbol):
-            sounding.setdefault(owner, []).append((int(ends[index]), int(ends[index + 1])))
-    times = {owner: (parts[0][0], parts[-1][1]) for owner, parts in sounding.items()}
+    times = _times([(owner, bool(PAUSE.match(symbol))) for symbol, owner in known], frames, samples)
+    if not times:  # the marks at the end of a clause that was split
+        return Speech(np.zeros(0, np.float32), "".join(said.words))
     begin = max(0, min(start for start, _ in times.values()) - int(_LEAD * OnnxVoice.rate))
     stop = max(end for _, end in times.values()) + int(_pause(said.phonemes) / speed * OnnxVoice.rate)
     return Speech(_shape(samples, begin, stop), "".join(said.words), _words(said.words, times, begin))
+
+
+def _times(phonemes: list[tuple[int, bool]], frames: NDArray[np.int64], samples: Samples) -> dict[int, tuple[int, int]]:
+    """(start, end) in samples of each word that sounds, from (word, is it a pause) and frames of each phoneme.
+
+    `frames` also counts the pads at both ends. The models sound a little before their durations say, and the durations
+    of phonemes before a pause hold part of its silence, so words end where they are last heard.
+    """
+    edges = np.cumsum(frames) * (len(samples) // int(frames.sum())) - int(_EARLY * OnnxVoice.rate)
+    edges = np.clip(edges, 0, len(samples))
+    heard = _envelope(samples)
+    heard = heard > heard.max() * _AUDIBLE
+    times: dict[int, tuple[int, int]] = {}
+    for index, (owner, is_pause) in enumerate(phonemes):
+        if not is_pause:
+            start, _ = times.get(owner, (int(edges[index]), 0))
+            times[owner] = (start, int(edges[index + 1]))
+    for owner, (start, end) in times.items():
+        sounding = np.flatnonzero(heard[start // _STEP : -(-end // _STEP)])
+        if len(sounding):
+            times[owner] = (start, min(end, (start // _STEP + int(sounding[-1]) + 1) * _STEP))
+    return times
+
+
+def _envelope(samples: Samples) -> NDArray[np.float32]:
+    """Root mean square of each `_STEP` samples."""
+    whole = samples[: len(samples) // _STEP * _STEP].reshape(-1, _STEP)
+    envelope: NDArray[np.float32] = np.sqrt(np.square(whole).mean(axis=1))
+    return envelope
 
 
 def _pause(phonemes: str) -> float:
@@ -176,12 +206,11 @@ def _shape(samples: Samples, begin: int, stop: int) -> Samples:
 
 def _gain(samples: Samples) -> np.float32:
     """The factor that brings the sounding parts of a clause to the common level without clipping."""
-    frames = samples[: len(samples) // 480 * 480].reshape(-1, 480)
-    power = np.square(frames).mean(axis=1) if len(frames) else np.zeros(1, np.float32)
-    loud = power[power > power.max() / 100]
+    envelope = _envelope(samples)
+    loud = envelope[envelope > envelope.max() / 10]
     if not len(loud):
         return np.float32(1)
-    return np.float32(min(_LEVEL / np.sqrt(loud.mean()), _PEAK / np.abs(samples).max()))
+    return np.float32(min(_LEVEL / np.sqrt(np.square(loud).mean()), _PEAK / np.abs(samples).max()))
 
 
 def _words(words: tuple[str, ...], times: Mapping[int, tuple[int, int]], begin: int) -> tuple[Word, ...]:

@@ -106,13 +106,12 @@ class _Connection:
 
     def __init__(self, owner: OpenAIResponder) -> None:
         self._owner = owner
-        self._http: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
 
     def abort(self) -> None:
-        sock = self._http.sock if self._http else None
-        if sock is not None:
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def post(self, body: Mapping[str, Any], put: Callable[[dict[str, Any]], None], stop: threading.Event) -> None:
         for attempt in range(self._owner.retries + 1):
@@ -129,18 +128,20 @@ class _Connection:
     def _open(self, body: Mapping[str, Any]) -> http.client.HTTPResponse:
         owner = self._owner
         kind = http.client.HTTPSConnection if owner.secure else http.client.HTTPConnection
-        self._http = kind(owner.host, owner.port, timeout=owner.timeout)
+        connection = kind(owner.host, owner.port, timeout=owner.timeout)
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream", "Connection": "close"}
         if owner.api_key:
             headers["Authorization"] = f"Bearer {owner.api_key}"
         try:
-            self._http.request("POST", owner.path, json.dumps(body).encode(), headers)
-            response = self._http.getresponse()
+            connection.connect()
+            self._socket = connection.sock  # the connection forgets it once the reply has begun
+            connection.request("POST", owner.path, json.dumps(body).encode(), headers)
+            response = connection.getresponse()
         except TimeoutError as error:
-            self._http.close()
+            connection.close()
             raise BackendError(f"{owner.endpoint} did not answer within {owner.timeout:g} s") from error
         except (OSError, http.client.HTTPException) as error:
-            self._http.close()
+            connection.close()
             failure = BackendError(f"{owner.endpoint} cannot be reached: {error or type(error).__name__}")
             failure.__cause__ = error
             raise _Retry(failure, 0.2) from error

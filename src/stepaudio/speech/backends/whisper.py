@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Condition, Event
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,6 @@ from stepaudio.speech.transcribe import continues_word, tidy
 
 WINDOW_SECONDS = 30.0
 """What Whisper was trained on, and the longest audio it takes."""
-TAIL = 0.5
-"""Seconds of silence that are encoded together with the speech."""
-MEMORY = 15.0
-"""Seconds that the decoder looks at, at least: the speech, its tail, and the ready-made silence."""
 MARGIN = 0.25
 """Seconds of the recording kept before and after the speech found in it."""
 
@@ -43,6 +40,7 @@ _LOUDEST = 1.25  # the features of a window reach this, so that the ready-made s
 _QUIETEST = _LOUDEST - 2.0  # 80 dB less: features are clamped there, and silence lies there
 _STATE = 320  # samples per encoder state: a window is a whole number of them
 _STATES = 1500  # in a full window
+_TIMED_SECONDS = 10.0  # from this length on, the text is decoded with time stamps: without, voices are skipped
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
@@ -67,6 +65,12 @@ class WhisperTranscriber:
 
     rate = 16_000
     max_seconds = WINDOW_SECONDS
+    tail = 0.5
+    """Seconds of silence that are encoded together with the speech."""
+    shortest = 2.0
+    """Seconds that are encoded at least: a word alone needs more silence around it."""
+    memory = WINDOW_SECONDS
+    """Seconds that the decoder looks at: what was encoded, then ready-made silence."""
 
     def __init__(
         self,
@@ -87,18 +91,22 @@ class WhisperTranscriber:
         import tokenizers
 
         self._view = ctranslate2.StorageView.from_array
-        self._model = ctranslate2.models.Whisper(str(folder), compute_type=compute_type, intra_threads=threads)
-        self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        try:
+            self._model = ctranslate2.models.Whisper(str(folder), compute_type=compute_type, intra_threads=threads)
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BackendError(f"the Whisper model in {folder} cannot be loaded: {error}") from error
+        self._calls, self._closed, self._calls_changed = 0, False, Condition()
         self._vad = vad
         self._beam = beam
-        self._start, self._previous, self._transcribe, self._plain, self._end = (
+        self._start, self._previous, self._transcribe, self._untimed, self._end = (
             self._special(name)
             for name in ("startoftranscript", "startofprev", "transcribe", "notimestamps", "endoftext")
         )
         for language in languages:
             self._language_token(language)
         self.languages = tuple(languages)
-        self._silence = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
+        self._silence_SD = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
 
     def transcribe(
         self,
@@ -122,24 +130,58 @@ class WhisperTranscriber:
         span = self._speech(samples)
         if span is None:
             return Transcript("", language or self.languages[0], seconds)
+        with self._call():
+            return self._hear(samples, span, language, prompt, words, cancel)
+
+    def _hear(
+        self,
+        samples: Samples,
+        span: slice,
+        language: str | None,
+        prompt: str | None,
+        words: bool,
+        cancel: Event | None,
+    ) -> Transcript:
+        """Transcribe the speech in samples[span]."""
+        seconds = len(samples) / self.rate
         speech = samples[span]
         _check(cancel)
-        encoded = self._encode(speech, TAIL)
+        states_SD = self._encode(speech, self.tail)
         _check(cancel)
-        language = language or self._detect(encoded)
-        decoded = self._decode(encoded, len(speech), language, prompt, cancel, beam=self._beam)
+        language = language or self._detect(states_SD)
+        memory = self._remember(states_SD)
+        decoded = self._decode(memory, len(speech), language, prompt, cancel, beam=self._beam)
         if decoded.looping:
-            encoded = self._encode(speech, WINDOW_SECONDS)  # clamped to the window
-            decoded = self._decode(encoded, len(speech), language, prompt, cancel, beam=5)
+            memory = self._remember(self._encode(speech, WINDOW_SECONDS))
+            decoded = self._decode(memory, len(speech), language, prompt, cancel, beam=5)
         text = tidy(self._tokenizer.decode(decoded.tokens))
         if not text:
             return Transcript("", language, seconds)
-        timed = self._align(encoded, len(speech), span.start / self.rate, language, decoded.tokens) if words else ()
+        timed = self._align(memory, len(speech), span.start / self.rate, language, decoded.tokens) if words else ()
         return Transcript(text, language, seconds, math.exp(decoded.log_probability), timed)
 
     def close(self) -> None:
-        """Free the weights; a call that is running ends first."""
-        self._model.unload_model()
+        """Free the weights as soon as the calls that are running have ended."""
+        with self._calls_changed:
+            self._closed = True
+            self._calls_changed.wait_for(lambda: self._calls == 0)
+            self._model = None
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Counts the calls that are running, and says what failed."""
+        with self._calls_changed:
+            if self._closed:
+                raise InputError("this transcriber is closed; load its bundle again")
+            self._calls += 1
+        try:
+            yield
+        except RuntimeError as error:
+            raise BackendError(f"Whisper failed: {error}") from error
+        finally:
+            with self._calls_changed:
+                self._calls -= 1
+                self._calls_changed.notify_all()
 
     # ------------------------------------------------------------ steps
 
@@ -153,15 +195,19 @@ class WhisperTranscriber:
         margin = round(MARGIN * self.rate)
         return slice(max(0, int(spoken[0]) * WINDOW - margin), min(len(samples), int(spoken[-1] + 1) * WINDOW + margin))
 
-    def _encode(self, speech: Samples, tail: float) -> Any:
-        """Speech [T] and a tail of silence to what the decoder looks at: encoder states [1, S, D]."""
-        length = min(math.ceil((len(speech) / self.rate + tail) * self.rate / _STATE), _STATES) * _STATE
+    def _encode(self, speech: Samples, tail: float) -> NDArray[np.float32]:
+        """Speech [T] and a tail of silence, at most a full window, to encoder states [S, D]."""
+        seconds = max(self.shortest, len(speech) / self.rate + tail)
+        length = min(math.ceil(seconds * self.rate / _STATE), _STATES) * _STATE
         window = np.zeros(length, dtype=np.float32)
         window[: len(speech)] = speech
         features_NF = whisper_log_mel(window, self._model.n_mels)
         features_NF += _LOUDEST - features_NF.max()
-        states_SD = self._states(features_NF)
-        silence_SD = self._silence[len(states_SD) : round(MEMORY * self.rate / _STATE)]
+        return self._states(features_NF)
+
+    def _remember(self, states_SD: NDArray[np.float32]) -> Any:
+        """Encoder states [S, D] and the ready-made silence after them: all that the decoder looks at."""
+        silence_SD = self._silence_SD[len(states_SD) : round(self.memory * self.rate / _STATE)]
         return self._view(np.concatenate([states_SD, silence_SD])[None])
 
     def _states(self, features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -170,24 +216,26 @@ class WhisperTranscriber:
         states: NDArray[np.float32] = np.asarray(encoded)[0]
         return states
 
-    def _detect(self, encoded: Any) -> str:
-        """The likeliest of `languages`."""
+    def _detect(self, states_SD: NDArray[np.float32]) -> str:
+        """The likeliest of `languages`. It needs no silence to be sure."""
         if len(self.languages) == 1:
             return self.languages[0]
-        found = dict(self._model.detect_language(encoded)[0])
+        found = dict(self._model.detect_language(self._view(states_SD[None]))[0])
         return max(self.languages, key=lambda language: found[f"<|{language}|>"])
 
     def _decode(
-        self, encoded: Any, length: int, language: str, prompt: str | None, cancel: Event | None, *, beam: int
+        self, memory: Any, length: int, language: str, prompt: str | None, cancel: Event | None, *, beam: int
     ) -> _Decoded:
         before = " ".join(part for part in (_STYLE.get(language), prompt) if part)
-        start = [self._start, self._language_token(language), self._transcribe, self._plain]
+        start = [self._start, self._language_token(language), self._transcribe]
+        if length < _TIMED_SECONDS * self.rate:
+            start.append(self._untimed)
         if before:
             text = self._tokenizer.encode(f" {before}", add_special_tokens=False).ids
             start = [self._previous, *text[-_MAX_PROMPT:], *start]
         most = _most_tokens(length / self.rate)
         (running,) = self._model.generate(
-            encoded,
+            memory,
             [start],
             beam_size=beam,
             max_length=len(start) + most,
@@ -205,12 +253,12 @@ class WhisperTranscriber:
         # The score is the sum over all tokens and the end, divided by the number of tokens.
         return _Decoded(tokens, result.scores[0] * count / (count + 1), looping)
 
-    def _align(self, encoded: Any, length: int, offset: float, language: str, tokens: list[int]) -> tuple[Word, ...]:
+    def _align(self, memory: Any, length: int, offset: float, language: str, tokens: list[int]) -> tuple[Word, ...]:
         """Where each word lies, by dynamic time warping over the cross-attention of the alignment heads."""
         words = self._words(tokens)
         start = [self._start, self._language_token(language), self._transcribe]
         frames = math.ceil(length / _STATE) * 2
-        (found,) = self._model.align(encoded, start, [tokens], frames)
+        (found,) = self._model.align(memory, start, [tokens], frames)
         first_frame: dict[int, int] = {}
         for token, frame in found.alignments:
             first_frame.setdefault(token, frame)
@@ -224,8 +272,8 @@ class WhisperTranscriber:
         return tuple(timed)
 
     def _words(self, tokens: list[int]) -> list[tuple[str, int]]:
-        """Words and how many tokens each takes. Chinese and Japanese characters are words; punctuation belongs to
-        the word before it."""
+        """Words and how many tokens each takes. In Chinese and Japanese a token is a word, or the tokens that make
+        up one character."""
         words: list[tuple[str, int]] = []
         held: list[int] = []
         for token in tokens:

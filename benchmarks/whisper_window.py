@@ -1,0 +1,215 @@
+"""What Whisper's window costs: `python benchmarks/whisper_window.py SPEECH --whisper DIR --vad FILE`.
+
+SPEECH is a folder of recordings with a manifest.jsonl (path, text, lang). Every clip goes through every variant
+before the next clip does, so that the load of the machine falls on all alike. Reports word error rate (English) and
+character error rate (Chinese) with a 95 % interval from a bootstrap over clips, seconds a clip, seconds of processor
+time a clip, and the real-time factor. The isolated digits of `fsdd` are a line of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import jiwer
+import numpy as np
+
+from stepaudio.audio.io import read
+from stepaudio.audio.pcm import Samples
+from stepaudio.audio.vad import SileroVad
+from stepaudio.speech.backends.whisper import WhisperTranscriber
+from stepaudio.speech.reading import spoken
+
+Hear = Callable[[Samples, str], str]
+
+
+class FullWindow(WhisperTranscriber):
+    """Encodes all of the 30 s, as Whisper was trained."""
+
+    tail = 30.0
+
+
+class ShortWindow(WhisperTranscriber):
+    """Encodes the speech and a second and a half of silence; the decoder sees nothing else."""
+
+    tail = 1.5
+    memory = 0.0
+
+
+class HalfMemory(WhisperTranscriber):
+    """The default with less of the ready-made silence."""
+
+    memory = 15.0
+
+
+@dataclass
+class Clip:
+    samples: Samples
+    text: str
+    language: str
+    group: str
+
+
+@dataclass
+class Tally:
+    """What one variant made of one group of clips."""
+
+    references: list[str] = field(default_factory=list)
+    hypotheses: list[str] = field(default_factory=list)
+    audio: float = 0.0
+    wall: float = 0.0
+    processor: float = 0.0
+
+
+@dataclass
+class Row:
+    """Error rates are fractions, times are seconds."""
+
+    group: str
+    variant: str
+    clips: int
+    error_rate: float
+    interval: tuple[float, float]
+    seconds_per_clip: float
+    processor_seconds_per_clip: float
+    real_time_factor: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("speech", type=Path, help="folder with manifest.jsonl")
+    parser.add_argument("--whisper", type=Path, required=True, help="folder of a CTranslate2 Whisper model")
+    parser.add_argument("--vad", type=Path, required=True, help="Silero's ONNX file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeat", type=int, default=1, help="times are the least of so many runs of a clip")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th clip only")
+    parser.add_argument("--variants", nargs="*", help="only these")
+    parser.add_argument("--json", type=Path, help="write the rows and all transcripts here")
+    arguments = parser.parse_args()
+
+    variants = make_variants(arguments.whisper, SileroVad(arguments.vad), arguments.threads)
+    if arguments.variants:
+        variants = {name: variants[name] for name in arguments.variants}
+    tallies: dict[tuple[str, str], Tally] = {}
+    for clip in list(clips(arguments.speech))[:: arguments.every]:
+        for name, hear in variants.items():
+            record(tallies.setdefault((clip.group, name), Tally()), clip, hear, arguments.repeat)
+    rows = [summarise(group, name, tally) for (group, name), tally in sorted(tallies.items())]
+    for row in rows:
+        low, high = row.interval
+        print(
+            f"{row.group:8} {row.variant:16} n={row.clips:3}  {row.error_rate:6.2%} [{low:.2%}, {high:.2%}]"
+            f"  {row.seconds_per_clip:.3f} s/clip  cpu {row.processor_seconds_per_clip:.3f}"
+            f"  rtf {row.real_time_factor:.3f}"
+        )
+    if arguments.json:
+        heard = {f"{group}/{name}": asdict(tally) for (group, name), tally in tallies.items()}
+        content = {"rows": [asdict(row) for row in rows], "heard": heard}
+        arguments.json.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]:
+    """Ways of hearing, by name. All are told the language, greedy unless the name says otherwise."""
+
+    def ours(kind: type[WhisperTranscriber], **options: object) -> Hear:
+        model = kind(folder, vad=vad, threads=threads, **options)  # type: ignore[arg-type]
+        return lambda samples, language: model.transcribe(samples, language=language).text
+
+    return {
+        "faster-whisper": faster_whisper(folder, threads),
+        "full-window": ours(FullWindow),
+        "short-window": ours(ShortWindow),
+        "half-memory": ours(HalfMemory),
+        "default": ours(WhisperTranscriber),
+        "default-beam-5": ours(WhisperTranscriber, beam=5),
+    }
+
+
+def faster_whisper(folder: Path, threads: int) -> Hear:
+    """The usual port with its own window, prompt and temperature fallback."""
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    def hear(samples: Samples, language: str) -> str:
+        segments, _ = model.transcribe(
+            samples,
+            language=language,
+            beam_size=1,
+            temperature=[0.0, 0.4],
+            initial_prompt="以下是普通话的句子。" if language == "zh" else None,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        return " ".join(segment.text for segment in segments)
+
+    return hear
+
+
+def clips(folder: Path) -> Iterable[Clip]:
+    for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if entry.get("text") and entry["lang"] in ("en", "zh"):
+            digits = entry["path"].startswith("fsdd/")
+            samples = read(folder / entry["path"], rate=16_000)
+            yield Clip(samples, entry["text"], entry["lang"], "digits" if digits else entry["lang"])
+
+
+def record(tally: Tally, clip: Clip, hear: Hear, repeat: int) -> None:
+    walls, processors = [], []
+    for _ in range(repeat):
+        wall, processor = time.perf_counter(), time.process_time()
+        heard = hear(clip.samples, clip.language)
+        walls.append(time.perf_counter() - wall)
+        processors.append(time.process_time() - processor)
+    tally.references.append(normal(clip.text, clip.language))
+    tally.hypotheses.append(normal(heard, clip.language))
+    tally.audio += len(clip.samples) / 16_000
+    tally.wall += min(walls)
+    tally.processor += min(processors)
+
+
+def summarise(group: str, variant: str, tally: Tally, rounds: int = 2000) -> Row:
+    pairs = [
+        jiwer.process_words(reference, hypothesis)
+        for reference, hypothesis in zip(tally.references, tally.hypotheses, strict=True)
+    ]
+    errors = np.array([p.substitutions + p.deletions + p.insertions for p in pairs])
+    lengths = np.array([p.hits + p.substitutions + p.deletions for p in pairs])
+    drawn = np.random.default_rng(0).integers(0, len(pairs), (rounds, len(pairs)))
+    low, high = np.percentile(errors[drawn].sum(axis=1) / lengths[drawn].sum(axis=1), [2.5, 97.5])
+    return Row(
+        group,
+        variant,
+        len(pairs),
+        float(errors.sum() / lengths.sum()),
+        (float(low), float(high)),
+        tally.wall / len(pairs),
+        tally.processor / len(pairs),
+        tally.wall / tally.audio,
+    )
+
+
+_CONTRACTIONS = {"won't": "will not", "can't": "can not", "cannot": "can not", "n't": " not", "'re": " are"}
+_CONTRACTIONS |= {"'ve": " have", "'ll": " will", "'m": " am", "let's": "let us", "it's": "it is", "i'd": "i would"}
+
+
+def normal(text: str, language: str) -> str:
+    """What counts: numbers as words, no case, no punctuation; Chinese characters are words of their own."""
+    text = spoken(text, language).lower().replace("〇", "零").replace("’", "'")
+    if language == "zh":
+        return " ".join(re.findall(r"[\u4e00-\u9fff]|[a-z0-9]+", text))
+    text = re.sub(r"\b(mister|mr)\b\.?", "mr", text)
+    for short, long in _CONTRACTIONS.items():
+        text = text.replace(short, long)
+    text = re.sub(r"[^a-z0-9' ]", " ", text).replace("'", "")
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    main()
