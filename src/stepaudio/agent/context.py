@@ -182,8 +182,8 @@ class Context:
         self.version += 1
         return self._order[index - 1] if index else None
 
-    def delete(self, item_id: str) -> Item:
-        """Remove an item. A call takes its result with it, so that no result is left without its call."""
+    def delete(self, item_id: str) -> list[Item]:
+        """Remove an item and return what went: a call takes its result with it, which answers nothing else."""
         item = self.get(item_id)
         self._order.remove(item_id)
         del self._items[item_id]
@@ -194,8 +194,8 @@ class Context:
         elif isinstance(item, CallItem):
             del self._calls[item.call.id]
             if item.call.id in self._outputs:
-                self.delete(self._outputs[item.call.id])
-        return item
+                return [item, *self.delete(self._outputs[item.call.id])]
+        return [item]
 
     def update(
         self,

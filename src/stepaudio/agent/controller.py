@@ -188,9 +188,10 @@ class Controller:
                 if isinstance(item, MessageItem) and item.text is None:
                     self._await_transcript(_Turn(item.id, self.position, self.position), now, own_audio=True)
             case ev.DeleteItem(item_id):
-                replies.forget(self.context.delete(item_id), now)
+                for item in self.context.delete(item_id):
+                    replies.forget(item, now)
+                    self._output.append(ev.ItemDeleted(item.id))
                 self._pending.pop(item_id, None)
-                self._output.append(ev.ItemDeleted(item_id))
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
             case ev.CreateReply(options):

@@ -115,7 +115,7 @@ class ReplyFailed:
     code: str = "backend_error"
 
 
-# ---------------------------------------------------------------- events in: tools, playback, the machine, the clock
+# ---------------------------------------------------------------- events in: tools, playback, the clock
 
 
 @dataclass(frozen=True, slots=True)

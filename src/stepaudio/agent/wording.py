@@ -22,29 +22,30 @@ def _words(text: str) -> frozenset[str]:
 
 FILLERS = _words("um uh erm er uhm umm uhh hmm hm mm ah eh 嗯 呃 额 唔 啊 哦")
 _BACKCHANNEL_WORDS = FILLERS | _words(
-    """mhm mmhm uhhuh huh yeah yep yes ok okay right sure aha oh wow really nice cool great exactly true alright
-    对 好 行 是"""
+    """mhm mmhm uhhuh huh yeah yep yes ok okay right sure aha oh wow really nice cool great exactly
+    true alright 对 好 行 是"""
 )
 _BACKCHANNEL_PHRASES = _words(
-    "gotit isee iknow ofcourse makessense thatsright 是的 好的 明白 明白了 知道 知道了 没错 原来如此 是吗 这样啊 是啊 对啊"
+    "gotit isee iknow ofcourse makessense thatsright 是的 好的 明白 明白了 知道 知道了 没错 原来如此 是吗 是啊"
 )
 _SHORT_ANSWERS = _words(
-    """yes no yeah yep nope okay ok sure thanks thank please right correct exactly maybe never always hello hi hey
-    bye goodbye stop cancel continue thankyou yesplease nothanks ofcourse ithinkso notreally
-    是 是的 不 不是 不用 对 好 好的 可以 行 没有 有 谢谢 你好 再见 不要 当然 停 取消 继续 不用了 没问题"""
+    """yes no yeah yep nope okay ok sure thanks thank please right correct exactly maybe never
+    always hello hi hey bye goodbye stop cancel continue thankyou yesplease nothanks ofcourse
+    ithinkso notreally 是 是的 不 不是 不用 对 好 好的 可以 行 没有 有 谢谢 你好 再见 不要
+    当然 停 取消 继续 不用了 没问题"""
 )
 _OPEN_ENGLISH = FILLERS | _words(
-    """and but or so because if when while although since unless until that which who whose than then a an the my
-    your his her its our their this these those to of in on at by for from with about into over under between as is
-    are was were am be been being do does did have has had will would can could should may might must not i'm you're
-    it's that's what's there's i we they he she want need let's like just very really also maybe plus i'd i'll
-    we'll i've"""
+    """and but or so because if when while although since unless until that which who whose than
+    then a an the my your his her its our their this these those to of in on at by for from with
+    about into over under between as is are was were am be been being do does did have has had
+    will would can could should may might must not i'm you're it's that's what's there's i we
+    they he she want need let's like just very really also maybe plus i'd i'll we'll i've"""
 )
 _OPEN_CHINESE = (
     *"和跟与或把被给在从向往比为让叫的地得就还也又再很太更最",
     *_words(
-        """但是 可是 不过 因为 所以 如果 要是 然后 而且 或者 还有 比如 比如说 就是 那个 这个 我想 我要 我觉得 请问 关于
-        除了 虽然 即使 只要 只有 以及 包括 号码是 电话是 邮箱是 地址是 艾特"""
+        """但是 可是 不过 因为 所以 如果 要是 然后 而且 或者 还有 比如 比如说 就是 那个 这个 我想 我要
+    我觉得 请问 关于 除了 虽然 即使 只要 只有 以及 包括 号码是 电话是 邮箱是 地址是 艾特"""
     ),
 )
 _CLOSED_CHINESE = ("吗", "呢", "吧", "了", "呀", "嘛", "谢谢", "好的", "是的")
@@ -52,7 +53,7 @@ _DIGITS = _words("zero oh one two three four five six seven eight nine") | froze
     "零〇一二三四五六七八九幺"
 )
 _TENS = _words(
-    """ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double triple"""
+    "ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double"
 )
 _DICTATED = re.compile(
     r"\b(number|phone|call me at|code|card|account|zip|postcode|pin|reference)\b"
@@ -61,9 +62,6 @@ _DICTATED = re.compile(
 _MAIL = re.compile(r"\b(e-?mail|mail address)\b|邮箱|邮件")
 _DOMAIN = re.compile(r"(\.|\bdot |点)\s*(com|org|net|edu|gov|io|co|uk|de|cn|ai|me|dev|app)\W*$")
 _SIGNS = _words("dot at @ 点 underscore dash hyphen")
-_QUESTION = re.compile(
-    r"^(what|who|where|when|why|how|which|whose|is|are|can|could|do|does|did|will|would|should|may|have|has)\b"
-)
 
 
 def tokens(text: str) -> list[str]:
@@ -171,8 +169,6 @@ def _finished(text: str, said: list[str]) -> float:
     if bare.endswith(_CLOSED_CHINESE):
         return 0.9
     stopped = text.endswith((".", "!", "。", "！"))
-    if _QUESTION.match(text.casefold()) and len(said) >= 4:
-        return 0.85
     if len(said) <= 2:
         return 0.6 if stopped else 0.5
     return 0.85 if stopped else 0.65

@@ -1,0 +1,335 @@
+"""Whole conversations in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from virtual_time import Delays, Said, World
+
+from stepaudio.agent import events as ev
+from stepaudio.agent.context import MessageItem, OutputItem
+from stepaudio.agent.settings import ReplyOptions, Settings, SpeculationConfig
+from stepaudio.agent.tools import ToolSpec
+from stepaudio.agent.turn import WINDOW, TurnConfig
+from stepaudio.speech.roles import Message, Tool, ToolCall
+
+NO_SPECULATION = SpeculationConfig(enabled=False)
+QUESTION = [Said(0.5, 2.1, "What is the weather in Paris?")]
+
+
+def sunny(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+    return ["It is sunny today, ", "with a light wind from the west."]
+
+
+def asks(name: str, *then: str):
+    """A model that calls the tool once, then says `then`."""
+
+    def answer(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        if messages[-1].role == "tool":
+            return list(then)
+        return ["Let me see. ", ToolCall("x", name, {"city": "Paris"})]
+
+    return answer
+
+
+def settings(**changes: object) -> Settings:
+    return replace(Settings(instructions="Be brief."), **changes)
+
+
+# ---------------------------------------------------------------- latency
+
+
+@pytest.mark.parametrize("endpoint", [0.5, 0.7, 1.2])
+@pytest.mark.parametrize("delays", [Delays(0.2, 0.25, 0.05), Delays(0.1, 0.1, 0.3), Delays(0.6, 0.5, 0.2)])
+def test_speculation_saves_what_theory_says(endpoint: float, delays: Delays) -> None:
+    turn = TurnConfig.server_vad(silence_duration=endpoint)
+    with_it = World(QUESTION, sunny, settings(turn=turn), delays).run(8)
+    without = World(QUESTION, sunny, settings(turn=turn, speculation=NO_SPECULATION), delays).run(8)
+    models = delays.stt + delays.ttft + delays.tts
+    assert first_audio(without) == pytest.approx(endpoint + models, abs=2 * WINDOW)
+    assert first_audio(with_it) == pytest.approx(max(endpoint, turn.pause + models), abs=2 * WINDOW)
+    assert with_it.history() == without.history()
+
+
+def first_audio(world: World) -> float:
+    """Seconds from the end of the user's speech to the first audio, on the listener's clock."""
+    time, _ = world.first(ev.Play)
+    timed = world.all(ev.TurnTimed)[0]
+    assert timed.first_audio == pytest.approx(time - QUESTION[0].end, abs=2 * WINDOW)
+    return time - QUESTION[0].end
+
+
+def test_a_finished_sentence_is_answered_sooner_than_an_open_one() -> None:
+    ends = {}
+    for text in ("What is the weather in Paris?", "What is the weather in"):
+        world = World([Said(0.5, 2.1, text)], sunny, settings(turn=TurnConfig.semantic_vad())).run(12)
+        ends[text], _ = world.first(ev.SpeechStopped)
+    quick, slow = ends.values()
+    assert quick - 2.1 < 0.6
+    assert slow - 2.1 > 2.5
+
+
+# ---------------------------------------------------------------- speculation
+
+
+def test_a_speculation_is_dropped_when_the_user_goes_on() -> None:
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.6, 4.0, "in Paris on Monday?")]
+    world = World(said, sunny, settings(turn=TurnConfig.server_vad(silence_duration=0.8))).run(10)
+    first, second = world.all(ev.Speculated)
+    assert (first.committed, first.reason) == (False, "resumed")
+    assert second.committed
+    assert len(world.all(ev.ReplyStarted)) == 1
+    assert world.history()[1] == ("user", "What is the weather in Paris on Monday?")
+
+
+@pytest.mark.parametrize("more", ["um", "Hmm.", ""])
+def test_a_filler_keeps_the_speculation(more: str) -> None:
+    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.6, 3.0, more)]
+    world = World(said, sunny, settings(turn=TurnConfig.server_vad(silence_duration=0.8))).run(10)
+    (outcome,) = world.all(ev.Speculated)
+    assert outcome.committed
+    assert world.all(ev.PauseReply) or world.first(ev.Play)[0] > 3.0
+    assert len(world.all(ev.StartReply)) == 1
+
+
+def test_audio_beyond_the_ring_waits_for_the_commit() -> None:
+    config = SpeculationConfig(seconds=2.0)
+    turn = TurnConfig.server_vad(silence_duration=1.5)
+    long = World(QUESTION, lambda m: ["one two three four "] * 6, settings(turn=turn, speculation=config)).run(12)
+    assert len(long.all(ev.PauseReply)) == 1
+    assert sum(len(p.speech.samples) for p in long.all(ev.Play)) == 172_800
+
+
+def test_read_only_tools_run_inside_the_speculation_and_others_at_commit() -> None:
+    turn = TurnConfig.server_vad(silence_duration=1.5)
+    for read_only in (True, False):
+        tools = (ToolSpec(Tool("weather", read_only=read_only)),)
+        world = World(QUESTION, asks("weather", "It is sunny."), settings(turn=turn, tools=tools)).run(10)
+        commit, _ = world.first(ev.SpeechStopped)
+        ran, _ = world.first(ev.RunTool)
+        assert (ran < commit) == read_only
+        assert len(world.all(ev.RunTool)) == 1
+        assert [role for role, _ in world.history()] == ["system", "user", "assistant", "tool", "assistant"]
+        scratch = World(
+            QUESTION, asks("weather", "It is sunny."), settings(turn=turn, tools=tools, speculation=NO_SPECULATION)
+        ).run(10)
+        assert scratch.history() == world.history()
+        if read_only:  # the answer to the tool's result was ready, too
+            assert world.first(ev.Play)[0] == commit
+            assert len([t for t, _ in world.log if t == commit and isinstance(_, ev.ReplyStarted)]) == 2
+
+
+def test_a_discarded_speculation_cancels_its_tool_and_the_next_one_asks_again() -> None:
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.8, 4.0, "in Paris on Monday?")]
+    tools = (ToolSpec(Tool("weather", read_only=True)),)
+    turn = TurnConfig.server_vad(silence_duration=1.2)
+    world = World(
+        said, asks("weather", "Sunny."), settings(turn=turn, tools=tools), Delays(tool=5.0), obedient=False
+    ).run(20)
+    assert len(world.all(ev.CancelTool)) == 1
+    assert len(world.all(ev.RunTool)) == 2
+    assert [role for role, _ in world.history()] == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_load_stops_speculations_but_not_replies() -> None:
+    world = World(QUESTION, sunny, settings())
+    world.at(0.1, ev.Load(1.0))
+    world.run(8)
+    assert not world.all(ev.Speculated)
+    assert len(world.all(ev.ReplyDone)) == 1
+
+
+# ---------------------------------------------------------------- barge-in and backchannels
+
+
+@pytest.mark.parametrize("obedient", [True, False])
+def test_after_a_barge_in_history_ends_with_the_last_word_heard(obedient: bool) -> None:
+    said = [*QUESTION, Said(5.0, 6.5, "No, I mean tomorrow.")]
+    world = World(said, sunny, settings(), obedient=obedient).run(12)
+    start, _ = world.first(ev.Play)
+    stop, _ = world.first(ev.StopPlayback)
+    heard = [word for i, word in enumerate(" ".join(sunny(())).split()) if start + (i + 0.5) * 0.3 <= stop]
+    assert world.history()[2] == ("assistant", " ".join(heard))
+    assert 5.0 < stop < 6.0
+    (cut,) = world.all(ev.ItemTruncated)
+    assert cut.seconds == pytest.approx(stop - start)
+
+
+@pytest.mark.parametrize("sound", ["Mm-hm.", "Right.", "yeah, okay", "嗯", "对"])
+def test_a_backchannel_is_no_turn(sound: str) -> None:
+    world = World([*QUESTION, Said(4.0, 4.4, sound)], sunny, settings()).run(12)
+    assert [notice.text for notice in world.all(ev.Backchannel)] == [sound]
+    assert not world.all(ev.StopPlayback)
+    assert len(world.all(ev.SpeechStarted)) == 1
+    assert len(world.history()) == 3
+
+
+def test_the_same_word_is_an_answer_when_the_agent_is_silent() -> None:
+    world = World([*QUESTION, Said(8.0, 8.4, "Right.")], sunny, settings()).run(14)
+    assert not world.all(ev.Backchannel)
+    assert [role for role, _ in world.history()] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_without_interruption_the_next_reply_follows_the_first() -> None:
+    said = [*QUESTION, Said(4.0, 5.5, "And tomorrow, please?")]
+    turn = TurnConfig(interrupt_response=False)
+    world = World(said, sunny, settings(turn=turn)).run(16)
+    assert not world.all(ev.StopPlayback)
+    assert [role for role, _ in world.history()] == ["system", "user", "assistant", "user", "assistant"]
+
+
+def test_a_cough_does_not_lose_the_reply() -> None:
+    said = [*QUESTION, Said(2.75, 2.95, "")]
+    slow = Delays(stt=0.2, ttft=1.0)
+    world = World(said, sunny, settings(turn=TurnConfig.server_vad(silence_duration=0.5)), slow).run(12)
+    assert len(world.all(ev.SpeechStarted)) == 2
+    assert world.history()[-1][0] == "assistant"
+    assert [done.status for done in world.all(ev.ReplyDone)] == ["cancelled", "completed"]
+
+
+# ---------------------------------------------------------------- tools
+
+
+def test_a_late_result_becomes_a_turn_of_its_own() -> None:
+    tools = (ToolSpec(Tool("weather")),)
+    said = [*QUESTION, Said(5.0, 6.0, "Thank you very much.")]
+
+    def answer(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        if messages[-1].role == "tool":
+            return ["Paris is sunny."]
+        if messages[-1].content.startswith("Thank"):
+            return ["You are welcome."]
+        return ["One moment. ", ToolCall("x", "weather", {})]
+
+    world = World(said, answer, settings(tools=tools), Delays(tool=7.0)).run(20)
+    assert world.history()[1:] == [
+        ("user", "What is the weather in Paris?"),
+        ("assistant", "One moment. "),
+        ("user", "Thank you very much."),
+        ("assistant", "You are welcome."),
+        ("assistant", " weather{}"),
+        ("tool", "done"),
+        ("assistant", "Paris is sunny."),
+    ]
+    thanked = next(s for s in world.all(ev.StartReply) if s.messages[-1].content.startswith("Thank"))
+    assert thanked.messages[3].content.startswith("The tool is still running")
+
+
+def test_an_interruption_neither_loses_nor_repeats_a_result() -> None:
+    tools = (ToolSpec(Tool("weather")),)
+    said = [*QUESTION, Said(3.3, 5.0, "Make it quick, will you?")]
+    world = World(
+        said, asks("weather", "It is sunny."), settings(tools=tools), Delays(tool=1.5), run_tool=lambda c: "21 degrees"
+    ).run(15)
+    assert len(world.all(ev.RunTool)) >= 1
+    results = [text for role, text in world.history() if role == "tool"]
+    assert results.count("21 degrees") == len(world.all(ev.RunTool)) == len(results)
+
+
+def test_a_tool_that_takes_too_long_is_told_to_the_model() -> None:
+    tools = (ToolSpec(Tool("weather"), timeout=1.0),)
+    world = World(
+        QUESTION, asks("weather", "I cannot reach the service."), settings(tools=tools), Delays(tool=60)
+    ).run(12)
+    assert len(world.all(ev.CancelTool)) == 1
+    assert world.history()[-2] == ("tool", '{"error": "The tool did not answer in time."}')
+    assert world.history()[-1] == ("assistant", "I cannot reach the service.")
+
+
+def test_a_filler_bridges_a_slow_tool() -> None:
+    tools = (ToolSpec(Tool("weather")),)
+
+    def answer(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        return ["Sunny."] if messages[-1].role == "tool" else [ToolCall("x", "weather", {})]
+
+    config = settings(tools=tools, fillers=("One moment.",), filler_after=1.0)
+    world = World(QUESTION, answer, config, Delays(tool=4.0)).run(15)
+    spoken = [notice.text for notice in world.all(ev.ReplyTextAdded)]
+    assert spoken == ["One moment.", "Sunny."]
+
+
+def test_client_side_tools_wait_for_the_client() -> None:
+    tools = (ToolSpec(Tool("weather"), client_side=True),)
+    world = World(QUESTION, asks("weather", "It is sunny."), settings(tools=tools)).run(6)
+    assert not world.all(ev.RunTool)
+    (done,) = world.all(ev.ReplyDone)
+    call = done.items[-1].call
+    assert len(world.all(ev.StartReply)) == 1
+    world.at(6.0, ev.CreateItem(OutputItem("mine", call.id, "21")))
+    world.at(6.0, ev.CreateReply(ReplyOptions(metadata={"k": "v"})))
+    world.said = []
+    world.run(12)
+    assert world.all(ev.ReplyStarted)[-1].metadata == {"k": "v"}
+    assert world.history()[-1] == ("assistant", "It is sunny.")
+
+
+# ---------------------------------------------------------------- manual turns, idle, late transcripts
+
+
+def test_manual_turns_are_the_clients() -> None:
+    world = World(QUESTION, sunny, settings(turn=None))
+    world.at(3.0, ev.CommitInput())
+    world.at(3.0, ev.CreateReply())
+    world.run(8)
+    assert not world.all(ev.SpeechStarted)
+    assert [role for role, _ in world.history()] == ["system", "user", "assistant"]
+    assert world.first(ev.StartReply)[0] == pytest.approx(3.2)  # it waited for the transcript
+
+
+def test_the_agent_speaks_up_after_a_long_silence() -> None:
+    turn = TurnConfig.server_vad(idle_timeout=5.0)
+    world = World(QUESTION, sunny, settings(turn=turn)).run(20)
+    assert len(world.all(ev.InputTimeout)) == 1 + (20 - world.first(ev.InputTimeout)[0] > 8.6)
+    assert len(world.all(ev.ReplyDone)) >= 2
+
+
+def test_a_late_transcript_finds_its_turn() -> None:
+    said = [Said(0.5, 1.5, "My name is Ann."), Said(2.5, 3.5, "What is my name?")]
+    turn = TurnConfig.server_vad(silence_duration=0.5)
+    world = World(said, sunny, settings(turn=turn), Delays(stt=2.5)).run(15)
+    assert [text for role, text in world.history() if role == "user"] == ["My name is Ann.", "What is my name?"]
+    last = world.all(ev.StartReply)[-1].messages
+    assert [m.content for m in last if m.role == "user"] == ["My name is Ann.", "What is my name?"]
+
+
+def test_text_only_replies_are_over_when_they_are_written() -> None:
+    world = World(QUESTION, sunny, settings(speak=False)).run(8)
+    assert not world.all(ev.Play)
+    assert world.all(ev.ReplyDone)[0].items[0].text == "".join(sunny(()))
+    assert world.controller.state is ev.State.SILENCE
+
+
+def test_a_failed_model_ends_one_reply_and_not_the_conversation() -> None:
+    said = [*QUESTION, Said(5.0, 6.0, "Are you still there?")]
+    world = World(said, sunny, settings(speculation=NO_SPECULATION))
+    world.run(2.5)
+    reply_id = world.controller._new_id("x")  # not a reply: must be ignored
+    world.at(2.5, ev.ReplyFailed(reply_id, "gone"))
+    world.run(2.9)
+    started = world.all(ev.StartReply)[0]
+    world.at(2.9, ev.ReplyFailed(started.reply_id, "The model has crashed."))
+    world.run(12)
+    statuses = [(done.status, done.error) for done in world.all(ev.ReplyDone)]
+    assert statuses == [("failed", "The model has crashed."), ("completed", "")]
+
+
+def test_states_follow_the_paper() -> None:
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.4, 4.0, "in Paris on Monday?"), Said(6.5, 8, "Stop that.")]
+    world = World(said, sunny, settings()).run(20)
+    states = [notice.state.value for notice in world.all(ev.StateChanged)]
+    assert states == [
+        "user_speaking", "user_paused", "user_speaking", "user_paused", "bot_replying",
+        "user_speaking", "user_paused", "bot_replying", "silence",
+    ]  # fmt: skip
+
+
+def test_an_out_of_band_reply_leaves_no_trace() -> None:
+    world = World([], sunny, settings())
+    question = (MessageItem("q", "user", "Classify this."),)
+    world.at(1.0, ev.CreateReply(ReplyOptions(input=question, in_history=False, speak=False)))
+    world.run(3)
+    (start,) = world.all(ev.StartReply)
+    assert [m.content for m in start.messages] == ["Be brief.", "Classify this."]
+    assert len(world.controller.context) == 0
+    assert world.all(ev.ReplyDone)[0].status == "completed"
