@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from stepaudio.errors import Cancelled
@@ -18,9 +19,7 @@ from stepaudio.errors import Cancelled
 T = TypeVar("T")
 
 
-async def stream(
-    make: Callable[[threading.Event], Iterator[T]], *, buffer: int = 16
-) -> AsyncGenerator[T, None]:
+async def stream(make: Callable[[threading.Event], Iterator[T]], *, buffer: int = 16) -> AsyncGenerator[T, None]:
     """Iterate over `make(cancel)` in a thread; exceptions it raises are raised here.
 
     The generator ends only when the thread has ended, so whoever closes it knows that the work has stopped.
@@ -33,17 +32,20 @@ async def stream(
     def work() -> None:
         error: BaseException | None = None
         try:
-            for item in make(cancel):
-                while not room.acquire(timeout=0.05):
+            # Closed here and not by the garbage collector: a lock that a generator holds belongs to this thread.
+            with _closing(make(cancel)) as items:
+                for item in items:
+                    while not room.acquire(timeout=0.05):
+                        if cancel.is_set():
+                            raise Cancelled("the reader went away")
                     if cancel.is_set():
                         raise Cancelled("the reader went away")
-                if cancel.is_set():
-                    raise Cancelled("the reader went away")
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+                    loop.call_soon_threadsafe(queue.put_nowait, item)
         except BaseException as caught:
             error = caught
         finally:
-            loop.call_soon_threadsafe(queue.put_nowait, _End(error))
+            with suppress(RuntimeError):  # the loop was closed under a stream that nobody reads any more
+                loop.call_soon_threadsafe(queue.put_nowait, _End(error))
 
     thread = threading.Thread(target=work, name="stepaudio-work", daemon=True)
     thread.start()
@@ -75,6 +77,16 @@ async def run(call: Callable[[threading.Event], T]) -> T:
         return await anext(results)
     finally:
         await results.aclose()
+
+
+@contextmanager
+def _closing(items: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Close a generator at the end; other iterators have nothing to close."""
+    try:
+        yield items
+    finally:
+        if isinstance(items, Generator):
+            items.close()
 
 
 class _End:

@@ -215,9 +215,7 @@ class Speaker(Protocol):
         """The voice that reads an ISO 639-1 language when the caller names none; None if no voice does."""
         ...
 
-    def speak(
-        self, clause: str, *, voice: str, speed: float = 1.0, cancel: Event | None = None
-    ) -> Iterator[Speech]:
+    def speak(self, clause: str, *, voice: str, speed: float = 1.0, cancel: Event | None = None) -> Iterator[Speech]:
         """Speak one clause (at most a few hundred characters) in one or more chunks. Speed 0.25 to 4.
 
         Raises NotFoundError for an unknown voice and TextError for a text the voice cannot read.

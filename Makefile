@@ -1,0 +1,52 @@
+# make talk   a spoken question becomes a spoken answer, on this machine, with nothing else installed
+# make test   the tests;  make lint  style and types;  make test-slow  the long suites
+.PHONY: talk serve test test-slow lint format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+QUESTION ?= examples/question-en.flac
+
+talk: $(VENV)/.user
+	@$(BIN)/stepaudio pull small
+	@$(BIN)/stepaudio talk $(QUESTION) -o reply.wav
+
+serve: $(VENV)/.user
+	@$(BIN)/stepaudio pull small
+	@$(BIN)/stepaudio serve
+
+test: $(VENV)/.dev
+	@$(BIN)/stepaudio pull tiny
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev
+	@$(BIN)/stepaudio pull tiny small
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) reply.wav
+
+# What was installed last is remembered by a stamp, so a second run installs nothing.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing stepaudio into $(VENV)"
+	@$(PIP) -e '.[local,serve]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing stepaudio and what its tests need into $(VENV)"
+	@$(PIP) -e '.[local,serve,train,dev]'
+	@touch $@ $(VENV)/.user

@@ -1,0 +1,81 @@
+"""Latency of a spoken answer: end of speech to first audio, per language, with each step.
+
+    python benchmarks/talk.py FOLDER [--bundle small] [--rounds 3]
+
+FOLDER holds recordings and a manifest.jsonl (path, lang, seconds); its clips under questions/ are asked. The whole
+recording is at hand when the clock starts, so the clock starts at the end of speech. Models are loaded and one
+question per language is asked before anything is timed. Per question the median of the rounds counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import stepaudio
+from stepaudio.audio.io import read
+from stepaudio.speech.answer import Answered, Heard, Said
+
+STEPS = ("transcribe", "first_token", "first_clause", "first_audio")
+
+
+def ask(bundle: stepaudio.Bundle, samples: np.ndarray) -> tuple[dict[str, float], str, str]:
+    """One turn, left as soon as it has spoken for the first time; seconds per step, transcript, first clause."""
+    started = time.perf_counter()
+    heard, said, seconds = "", "", {}
+    for event in bundle.answer(samples):
+        match event:
+            case Heard(transcript):
+                heard = transcript.text
+            case Said(speech):
+                seconds.setdefault("measured_first_audio", time.perf_counter() - started)
+                said = said or speech.text
+            case Answered():
+                seconds |= {step: getattr(event.latency, step) for step in STEPS}
+    return seconds, heard, said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in (arguments.folder / "manifest.jsonl").read_text().splitlines()]
+    questions = [row for row in rows if row["path"].startswith("questions/")]
+
+    started = time.perf_counter()
+    bundle = stepaudio.load(arguments.bundle)
+    bundle.warm()
+    print(f"loaded {bundle.name} in {time.perf_counter() - started:.1f} s")
+    clips = {row["path"]: read(arguments.folder / row["path"], rate=bundle.transcriber.rate) for row in questions}
+    for language in ("en", "zh"):
+        ask(bundle, clips[next(row["path"] for row in questions if row["lang"] == language)])
+
+    taken: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for row in questions:
+        rounds = [ask(bundle, clips[row["path"]]) for _ in range(arguments.rounds)]
+        best = {step: statistics.median(seconds[step] for seconds, _, _ in rounds) for step in rounds[0][0]}
+        taken[row["lang"]].append(best)
+        steps = "  ".join(f"{step} {best[step]:.2f}" for step in STEPS)
+        print(f"{row['lang']}  {steps}  {rounds[0][1]!r} -> {rounds[0][2]!r}")
+
+    print("\nseconds from the end of speech, p50 (p95)")
+    for language, results in taken.items():
+        cells = []
+        for step in (*STEPS, "measured_first_audio"):
+            values = [result[step] for result in results]
+            cells.append(f"{step} {np.percentile(values, 50):.2f} ({np.percentile(values, 95):.2f})")
+        print(f"{language} n={len(results)}  " + "  ".join(cells))
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

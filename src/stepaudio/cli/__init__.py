@@ -1,0 +1,71 @@
+"""The command line: one verb per job.
+
+Exit codes: 0 done, 1 something failed, 2 the input or a name cannot be used, 3 weights or a package are missing,
+4 a file's checksum is wrong, 5 the machine or server is busy, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from stepaudio import __version__
+from stepaudio.cli import bundles, chat, say, serve, talk, transcribe
+from stepaudio.cli.output import print_error
+from stepaudio.errors import StepAudioError
+
+app = typer.Typer(
+    name="stepaudio",
+    help="Hear, understand, answer and speak, live.",
+    epilog=(
+        "Exit codes: 0 done, 1 failed, 2 bad input, 3 something is missing (see `stepaudio doctor`), "
+        "4 checksum wrong, 5 busy, 130 interrupted."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for verb in (
+    talk.talk,
+    chat.chat,
+    transcribe.transcribe,
+    say.say,
+    say.voices,
+    serve.serve,
+    bundles.bundles,
+    bundles.pull,
+    bundles.doctor,
+):
+    app.command()(verb)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hear, understand, answer and speak, live."""
+
+
+def main() -> None:
+    """Run the command line; every deliberate error becomes one line and its exit code."""
+    try:
+        app()
+    except StepAudioError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

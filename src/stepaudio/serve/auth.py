@@ -1,0 +1,51 @@
+"""Optional API keys, as `Authorization: Bearer KEY`."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+from hashlib import sha256
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from stepaudio.serve.errors import WrongKeyError, error_response
+
+
+class ApiKeys:
+    """The keys of a server. Only their digests are kept."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [sha256(key.encode()).digest() for key in keys]
+
+    def check(self, authorization: str | None) -> None:
+        """Accept the value of an Authorization header, or raise WrongKeyError. Without keys everybody may enter."""
+        if not self._digests:
+            return
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = sha256(key.strip().encode("utf-8", "surrogatepass")).digest()
+        # Every key is compared, in constant time, so that timing tells nothing about them.
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        if scheme.lower() != "bearer" or not any(matches):
+            cause = "Wrong API key" if authorization else "This server needs an API key"
+            raise WrongKeyError(f"{cause}: send the header `Authorization: Bearer YOUR_KEY`.")
+
+
+class RequireKey:
+    """ASGI middleware: HTTP requests under /v1 need a key, checked before their body is read.
+
+    WebSocket routes check for themselves, because browsers cannot send them a header.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+            try:
+                self.keys.check(Headers(scope=scope).get("authorization"))
+            except WrongKeyError as error:
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

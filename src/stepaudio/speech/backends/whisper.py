@@ -1,0 +1,273 @@
+"""Whisper on CTranslate2, made quick for short utterances.
+
+Whisper was trained on windows of exactly 30 s, and the usual ports encode all of them whatever was said. Here the
+encoder hears the speech alone. The decoder, which uses the silence after it to know where to stop, gets that silence
+as it was encoded once and for all when the model was loaded. docs/hearing.md has what this saves, what it costs in
+error, and what else was measured. One encoding serves the language, the text and the word times. An output that
+looks like a loop is decoded once more from the full window.
+
+Shapes: N mel bands, F frames of 10 ms, S encoder states of 20 ms, D dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stepaudio.audio.features import whisper_log_mel
+from stepaudio.audio.pcm import Samples
+from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad, check_samples
+from stepaudio.errors import BackendError, Cancelled, InputError, MissingError
+from stepaudio.speech.roles import Transcript, Word
+from stepaudio.speech.transcribe import continues_word, tidy
+
+WINDOW_SECONDS = 30.0
+"""What Whisper was trained on, and the longest audio it takes."""
+TAIL = 0.5
+"""Seconds of silence that are encoded together with the speech."""
+MEMORY = 15.0
+"""Seconds that the decoder looks at, at least: the speech, its tail, and the ready-made silence."""
+MARGIN = 0.25
+"""Seconds of the recording kept before and after the speech found in it."""
+
+_LOUDEST = 1.25  # the features of a window reach this, so that the ready-made silence is as far below as the tail
+_QUIETEST = _LOUDEST - 2.0  # 80 dB less: features are clamped there, and silence lies there
+_STATE = 320  # samples per encoder state: a window is a whole number of them
+_STATES = 1500  # in a full window
+_LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
+_MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
+_STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
+_FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.json")
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """Text tokens, the mean log-probability of a token, and whether decoding ran away."""
+
+    tokens: list[int]
+    log_probability: float
+    looping: bool
+
+
+class WhisperTranscriber:
+    """A multilingual Whisper in a CTranslate2 folder.
+
+    `languages` are those it listens for when the caller names none; any other that the model knows may be named.
+    Without a `vad`, silence is transcribed too, and Whisper makes up words for it. Raises MissingError.
+    """
+
+    rate = 16_000
+    max_seconds = WINDOW_SECONDS
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        vad: SileroVad | None = None,
+        languages: Sequence[str] = ("en", "zh"),
+        threads: int = 2,
+        beam: int = 1,
+        compute_type: str = "int8",
+    ) -> None:
+        for name in _FILES:
+            if not (Path(folder) / name).is_file():
+                raise MissingError(
+                    f"the Whisper weights are incomplete: no {name} in {folder} (run `stepaudio doctor`)"
+                )
+        import ctranslate2
+        import tokenizers
+
+        self._view = ctranslate2.StorageView.from_array
+        self._model = ctranslate2.models.Whisper(str(folder), compute_type=compute_type, intra_threads=threads)
+        self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
+        self._vad = vad
+        self._beam = beam
+        self._start, self._previous, self._transcribe, self._plain, self._end = (
+            self._special(name)
+            for name in ("startoftranscript", "startofprev", "transcribe", "notimestamps", "endoftext")
+        )
+        for language in languages:
+            self._language_token(language)
+        self.languages = tuple(languages)
+        self._silence = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
+
+    def transcribe(
+        self,
+        samples: Samples,
+        *,
+        language: str | None = None,
+        prompt: str | None = None,
+        words: bool = False,
+        cancel: Event | None = None,
+    ) -> Transcript:
+        """Transcribe samples [T] at 16 kHz, at most 30 s. See `stepaudio.speech.roles.Transcriber`."""
+        check_samples(samples)
+        seconds = len(samples) / self.rate
+        if seconds > self.max_seconds:
+            raise InputError(
+                f"{seconds:.1f} s of audio is more than one call takes ({self.max_seconds:g} s): "
+                "use stepaudio.speech.transcribe, which cuts it at pauses"
+            )
+        if language is not None:
+            self._language_token(language)
+        span = self._speech(samples)
+        if span is None:
+            return Transcript("", language or self.languages[0], seconds)
+        speech = samples[span]
+        _check(cancel)
+        encoded = self._encode(speech, TAIL)
+        _check(cancel)
+        language = language or self._detect(encoded)
+        decoded = self._decode(encoded, len(speech), language, prompt, cancel, beam=self._beam)
+        if decoded.looping:
+            encoded = self._encode(speech, WINDOW_SECONDS)  # clamped to the window
+            decoded = self._decode(encoded, len(speech), language, prompt, cancel, beam=5)
+        text = tidy(self._tokenizer.decode(decoded.tokens))
+        if not text:
+            return Transcript("", language, seconds)
+        timed = self._align(encoded, len(speech), span.start / self.rate, language, decoded.tokens) if words else ()
+        return Transcript(text, language, seconds, math.exp(decoded.log_probability), timed)
+
+    def close(self) -> None:
+        """Free the weights; a call that is running ends first."""
+        self._model.unload_model()
+
+    # ------------------------------------------------------------ steps
+
+    def _speech(self, samples: Samples) -> slice | None:
+        """From the first to the last window with speech, and a margin; None if there is none."""
+        if self._vad is None:
+            return slice(0, len(samples)) if len(samples) else None
+        spoken = np.flatnonzero(self._vad.probabilities(samples) >= SPEECH)
+        if not len(spoken):
+            return None
+        margin = round(MARGIN * self.rate)
+        return slice(max(0, int(spoken[0]) * WINDOW - margin), min(len(samples), int(spoken[-1] + 1) * WINDOW + margin))
+
+    def _encode(self, speech: Samples, tail: float) -> Any:
+        """Speech [T] and a tail of silence to what the decoder looks at: encoder states [1, S, D]."""
+        length = min(math.ceil((len(speech) / self.rate + tail) * self.rate / _STATE), _STATES) * _STATE
+        window = np.zeros(length, dtype=np.float32)
+        window[: len(speech)] = speech
+        features_NF = whisper_log_mel(window, self._model.n_mels)
+        features_NF += _LOUDEST - features_NF.max()
+        states_SD = self._states(features_NF)
+        silence_SD = self._silence[len(states_SD) : round(MEMORY * self.rate / _STATE)]
+        return self._view(np.concatenate([states_SD, silence_SD])[None])
+
+    def _states(self, features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mel features [N, F] to encoder states [F / 2, D]."""
+        encoded = self._model.encode(self._view(features_NF[None]), to_cpu=True)
+        states: NDArray[np.float32] = np.asarray(encoded)[0]
+        return states
+
+    def _detect(self, encoded: Any) -> str:
+        """The likeliest of `languages`."""
+        if len(self.languages) == 1:
+            return self.languages[0]
+        found = dict(self._model.detect_language(encoded)[0])
+        return max(self.languages, key=lambda language: found[f"<|{language}|>"])
+
+    def _decode(
+        self, encoded: Any, length: int, language: str, prompt: str | None, cancel: Event | None, *, beam: int
+    ) -> _Decoded:
+        before = " ".join(part for part in (_STYLE.get(language), prompt) if part)
+        start = [self._start, self._language_token(language), self._transcribe, self._plain]
+        if before:
+            text = self._tokenizer.encode(f" {before}", add_special_tokens=False).ids
+            start = [self._previous, *text[-_MAX_PROMPT:], *start]
+        most = _most_tokens(length / self.rate)
+        (running,) = self._model.generate(
+            encoded,
+            [start],
+            beam_size=beam,
+            max_length=len(start) + most,
+            return_scores=True,
+            asynchronous=True,
+        )
+        while cancel is not None and not running.done():
+            if cancel.wait(0.005):  # the model cannot be stopped; it goes on by itself to the end of this utterance
+                raise Cancelled("transcription was cancelled")
+        result = running.result()
+        tokens = [token for token in result.sequences_ids[0] if token < self._end]
+        count = len(result.sequences_ids[0])
+        data = self._tokenizer.decode(tokens).encode()
+        looping = count >= most or len(data) > _LOOP_RATIO * len(zlib.compress(data))
+        # The score is the sum over all tokens and the end, divided by the number of tokens.
+        return _Decoded(tokens, result.scores[0] * count / (count + 1), looping)
+
+    def _align(self, encoded: Any, length: int, offset: float, language: str, tokens: list[int]) -> tuple[Word, ...]:
+        """Where each word lies, by dynamic time warping over the cross-attention of the alignment heads."""
+        words = self._words(tokens)
+        start = [self._start, self._language_token(language), self._transcribe]
+        frames = math.ceil(length / _STATE) * 2
+        (found,) = self._model.align(encoded, start, [tokens], frames)
+        first_frame: dict[int, int] = {}
+        for token, frame in found.alignments:
+            first_frame.setdefault(token, frame)
+        seconds_per_frame = _STATE / self.rate
+        limit = length / self.rate
+        times = [min(first_frame.get(i, frames) * seconds_per_frame, limit) for i in range(len(tokens) + 1)]
+        timed, position = [], 0
+        for text, count in words:
+            timed.append(Word(text, offset + times[position], offset + times[position + count]))
+            position += count
+        return tuple(timed)
+
+    def _words(self, tokens: list[int]) -> list[tuple[str, int]]:
+        """Words and how many tokens each takes. Chinese and Japanese characters are words; punctuation belongs to
+        the word before it."""
+        words: list[tuple[str, int]] = []
+        held: list[int] = []
+        for token in tokens:
+            held.append(token)
+            piece = self._tokenizer.decode(held)
+            if piece.endswith("\ufffd"):  # a character that the next token completes
+                continue
+            if words and continues_word(words[-1][0], piece):
+                text, count = words.pop()
+                words.append((text + piece, count + len(held)))
+            else:
+                words.append((piece, len(held)))
+            held = []
+        if held and words:
+            text, count = words.pop()
+            words.append((text, count + len(held)))
+        return [(tidy(text), count) for text, count in words]
+
+    # ------------------------------------------------------------ tokens
+
+    def _special(self, name: str) -> int:
+        token = self._tokenizer.token_to_id(f"<|{name}|>")
+        if token is None:
+            raise BackendError(f"the Whisper tokenizer has no token <|{name}|>: the weights are not a Whisper model's")
+        return int(token)
+
+    def _language_token(self, language: str) -> int:
+        token = self._tokenizer.token_to_id(f"<|{language}|>")
+        if token is None or not re.fullmatch("[a-z]{2,3}", language):
+            raise InputError(
+                f"'{language}' is not a language code that this model knows: use an ISO 639-1 code such as "
+                f"{', '.join(self.languages)}, or leave it out to have it detected",
+                param="language",
+            )
+        return int(token)
+
+
+def _most_tokens(seconds: float) -> int:
+    """More than the fastest speaker needs: what exceeds it is a loop. Chinese takes up to 2 tokens a syllable."""
+    return min(224, 12 + math.ceil(14 * seconds))
+
+
+def _check(cancel: Event | None) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("transcription was cancelled")

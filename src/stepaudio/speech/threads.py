@@ -1,0 +1,81 @@
+"""Blocking work in a thread of its own, read as an iterator that can be cancelled at any moment.
+
+The counterpart of `aio` for callers without an event loop: a model that calls back, a socket that blocks, a reply
+that must go on while its first clause is spoken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+from stepaudio.errors import Cancelled
+
+T = TypeVar("T")
+
+_POLL_SECONDS = 0.02
+
+
+def pump(
+    work: Callable[[Callable[[T], None], threading.Event], None],
+    *,
+    cancel: threading.Event | None = None,
+    buffer: int = 0,
+    stop_work: Callable[[], None] = lambda: None,
+    wait: float | None = None,
+) -> Generator[T, None, None]:
+    """Yield what `work(put, stop)` puts, in order; an exception it raises is raised here.
+
+    `put` blocks while `buffer` items are unread (0: never) and raises Cancelled once nobody reads. When `cancel` is
+    set (which raises Cancelled here), or the reader goes away, `stop` is set, `stop_work` is called to wake work
+    that blocks, and the thread is waited for: at most `wait` seconds, or until it ends.
+    """
+    items: queue.Queue[T | _End] = queue.Queue(buffer)
+    stop = threading.Event()
+
+    def put(item: T | _End) -> None:
+        while True:
+            try:
+                return items.put(item, timeout=_POLL_SECONDS)
+            except queue.Full:
+                if stop.is_set():
+                    raise Cancelled("nobody reads this any more") from None
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work(put, stop)
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(Cancelled):
+            put(_End(error))
+
+    worker = threading.Thread(target=run, name="stepaudio-pump", daemon=True)
+    worker.start()
+    try:
+        while True:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("cancelled by the caller")
+            try:
+                item = items.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            yield item
+    finally:
+        stop.set()
+        stop_work()
+        worker.join(wait)
+
+
+class _End:
+    """Marks the end of the work in its queue."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error

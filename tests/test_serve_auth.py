@@ -1,0 +1,73 @@
+from collections.abc import Iterator
+
+import httpx
+import hypothesis
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai import AuthenticationError, OpenAI
+
+from serve_fixtures.fakes import FakeBundle
+from serve_fixtures.live import Live, head, live
+from stepaudio.serve.auth import ApiKeys
+from stepaudio.serve.errors import WrongKeyError
+
+KEYS = ("first-key", "zweiter-schlüssel")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Live]:
+    with live(FakeBundle(), api_keys=KEYS) as running:
+        yield running
+
+
+def test_the_stock_client_enters_with_a_key_only(server: Live) -> None:
+    with OpenAI(base_url=f"{server.url}/v1", api_key=KEYS[0]) as client:
+        assert [model.id for model in client.models.list()] == ["fake"]
+    with OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(AuthenticationError, match="Wrong API key") as error:
+            client.models.list()
+        assert error.value.code == "invalid_api_key"
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/voices", "/v1/models/fake", "/v1/nowhere", "/v1", "/v1/models/"])
+def test_everything_under_v1_is_locked(server: Live, path: str) -> None:
+    answer = httpx.get(server.url + path)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/openapi.json"])
+def test_health_and_schema_are_open(server: Live, path: str) -> None:
+    assert httpx.get(server.url + path).status_code == 200
+
+
+def test_a_body_without_a_key_is_not_read(server: Live) -> None:
+    with server.connect() as connection:
+        connection.sendall(head("/v1/audio/speech", 1000, "application/json"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_schema_says_that_a_key_is_needed(server: Live) -> None:
+    schema = httpx.get(f"{server.url}/openapi.json").json()
+    assert schema["paths"]["/v1/models"]["get"]["security"] == [{"HTTPBearer": []}]
+    assert "security" not in schema["paths"]["/healthz"]["get"]
+
+
+@hypothesis.settings(deadline=None)
+@given(st.text() | st.none())
+def test_only_the_exact_keys_open(authorization: str | None) -> None:
+    keys = ApiKeys(KEYS)
+    with pytest.raises(WrongKeyError):
+        keys.check(authorization)
+    ApiKeys(()).check(authorization)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_opens(key: str) -> None:
+    keys = ApiKeys(KEYS)
+    keys.check(f"Bearer {key}")
+    keys.check(f"bearer  {key} ")
+    for wrong in (key, f"Basic {key}", f"Bearer {key}x", f"Bearer {key[:-1]}", "Bearer "):
+        with pytest.raises(WrongKeyError):
+            keys.check(wrong)
