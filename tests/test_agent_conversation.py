@@ -93,6 +93,16 @@ def test_a_filler_keeps_the_speculation(more: str) -> None:
     assert len(world.all(ev.StartReply)) == 1
 
 
+def test_work_on_a_speculation_waits_while_the_user_makes_a_sound() -> None:
+    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.8, 3.1, "um")]
+    turn = TurnConfig.server_vad(silence_duration=1.0)
+    world = World(said, sunny, settings(turn=turn), Delays(ttft=2.5)).run(10)
+    (pause, _), (resume, _) = world.first(ev.PauseReply), world.first(ev.ResumeReply)
+    assert 2.8 < pause < 3.1 < resume < 3.6
+    assert [outcome.committed for outcome in world.all(ev.Speculated)] == [True]
+    assert world.history()[-1] == ("assistant", "".join(sunny(())))
+
+
 def test_audio_beyond_the_ring_waits_for_the_commit() -> None:
     config = SpeculationConfig(seconds=2.0)
     turn = TurnConfig.server_vad(silence_duration=1.5)
@@ -112,7 +122,9 @@ def test_read_only_tools_run_inside_the_speculation_and_others_at_commit() -> No
         assert len(world.all(ev.RunTool)) == 1
         assert [role for role, _ in world.history()] == ["system", "user", "assistant", "tool", "assistant"]
         scratch = World(
-            QUESTION, asks("weather", "It is sunny."), settings(turn=turn, tools=tools, speculation=NO_SPECULATION)
+            QUESTION,
+            asks("weather", "It is sunny."),
+            settings(turn=turn, tools=tools, speculation=NO_SPECULATION),
         ).run(10)
         assert scratch.history() == world.history()
         if read_only:  # the answer to the tool's result was ready, too
@@ -220,7 +232,11 @@ def test_an_interruption_neither_loses_nor_repeats_a_result() -> None:
     tools = (ToolSpec(Tool("weather")),)
     said = [*QUESTION, Said(3.3, 5.0, "Make it quick, will you?")]
     world = World(
-        said, asks("weather", "It is sunny."), settings(tools=tools), Delays(tool=1.5), run_tool=lambda c: "21 degrees"
+        said,
+        asks("weather", "It is sunny."),
+        settings(tools=tools),
+        Delays(tool=1.5),
+        run_tool=lambda c: "21 degrees",
     ).run(15)
     assert len(world.all(ev.RunTool)) >= 1
     results = [text for role, text in world.history() if role == "tool"]
@@ -229,9 +245,9 @@ def test_an_interruption_neither_loses_nor_repeats_a_result() -> None:
 
 def test_a_tool_that_takes_too_long_is_told_to_the_model() -> None:
     tools = (ToolSpec(Tool("weather"), timeout=1.0),)
-    world = World(
-        QUESTION, asks("weather", "I cannot reach the service."), settings(tools=tools), Delays(tool=60)
-    ).run(12)
+    world = World(QUESTION, asks("weather", "I cannot reach the service."), settings(tools=tools), Delays(tool=60)).run(
+        12
+    )
     assert len(world.all(ev.CancelTool)) == 1
     assert world.history()[-2] == ("tool", '{"error": "The tool did not answer in time."}')
     assert world.history()[-1] == ("assistant", "I cannot reach the service.")
@@ -288,7 +304,10 @@ def test_a_late_transcript_finds_its_turn() -> None:
     said = [Said(0.5, 1.5, "My name is Ann."), Said(2.5, 3.5, "What is my name?")]
     turn = TurnConfig.server_vad(silence_duration=0.5)
     world = World(said, sunny, settings(turn=turn), Delays(stt=2.5)).run(15)
-    assert [text for role, text in world.history() if role == "user"] == ["My name is Ann.", "What is my name?"]
+    assert [text for role, text in world.history() if role == "user"] == [
+        "My name is Ann.",
+        "What is my name?",
+    ]
     last = world.all(ev.StartReply)[-1].messages
     assert [m.content for m in last if m.role == "user"] == ["My name is Ann.", "What is my name?"]
 
@@ -315,7 +334,11 @@ def test_a_failed_model_ends_one_reply_and_not_the_conversation() -> None:
 
 
 def test_states_follow_the_paper() -> None:
-    said = [Said(0.5, 2.0, "What is the weather"), Said(2.4, 4.0, "in Paris on Monday?"), Said(6.5, 8, "Stop that.")]
+    said = [
+        Said(0.5, 2.0, "What is the weather"),
+        Said(2.4, 4.0, "in Paris on Monday?"),
+        Said(6.5, 8, "Stop that."),
+    ]
     world = World(said, sunny, settings()).run(20)
     states = [notice.state.value for notice in world.all(ev.StateChanged)]
     assert states == [

@@ -89,9 +89,7 @@ class ContextConfig:
 
     def __post_init__(self) -> None:
         if self.budget < 64 or not 0 < self.keep < self.summarise_at <= 1:
-            raise InputError(
-                "the context needs a budget of 64 tokens or more and 0 < keep < summarise_at <= 1"
-            )
+            raise InputError("the context needs a budget of 64 tokens or more and 0 < keep < summarise_at <= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +206,7 @@ class Context:
         """Give a message its transcript, its heard prefix, its final status or the length of its audio."""
         item = self.get(item_id)
         if not isinstance(item, MessageItem):
-            raise RequestError(
-                f"The item {item_id!r} is not a message.", code="item_not_message", param="item_id"
-            )
+            raise RequestError(f"The item {item_id!r} is not a message.", code="item_not_message", param="item_id")
         changed = replace(
             item,
             text=item.text if text is None else text,
@@ -237,9 +233,7 @@ class Context:
         """
         visible = [self._items[item_id] for item_id in self._order if item_id not in self._folded]
         fixed = self._count(self._system(instructions)) + sum(map(self._tokens, extra))
-        return self.render_items(
-            [*self._fit(visible, self.config.budget - fixed), *extra], instructions=instructions
-        )
+        return self.render_items([*self._fit(visible, self.config.budget - fixed), *extra], instructions=instructions)
 
     def render_items(self, items: Sequence[Item], *, instructions: str | None = None) -> list[Message]:
         """Render just these items, behind the system message."""

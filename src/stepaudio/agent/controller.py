@@ -526,9 +526,7 @@ class Controller:
         self._summarise()
         state = self._state(now)
         if state is not self.state:
-            self._idle_since = (
-                now if (self.state, state) == (ev.State.BOT_REPLYING, ev.State.SILENCE) else None
-            )
+            self._idle_since = now if (self.state, state) == (ev.State.BOT_REPLYING, ev.State.SILENCE) else None
             self.state = state
             self._output.append(ev.StateChanged(state))
 

@@ -144,9 +144,7 @@ class Playback:
     def position(self, item_id: str, now: float) -> float:
         """Seconds of an item that have been heard."""
         self._drop_played(now)
-        unheard = sum(
-            segment.end - max(now, segment.wall) for segment in self._queue if segment.item_id == item_id
-        )
+        unheard = sum(segment.end - max(now, segment.wall) for segment in self._queue if segment.item_id == item_id)
         track = self.tracks.get(item_id)
         return max(0.0, track.seconds - unheard) if track else 0.0
 
@@ -180,7 +178,7 @@ class Playback:
         kept = [segment for segment in self._queue if segment.item_id != item_id]
         self._queue.clear()
         for segment in kept:
-            segment.wall = max(now, self._queue[-1].end) if self._queue else min(max(now, 0.0), segment.wall)
+            segment.wall = self._queue[-1].end if self._queue else min(now, segment.wall)
             self._queue.append(segment)
 
     def _drop_played(self, now: float) -> None:

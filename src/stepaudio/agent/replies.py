@@ -169,9 +169,7 @@ class Replies:
         self._live[reply.id] = reply
         if reply.options.in_history:
             self.active, self.filler_at = reply, None
-        self._out(
-            ev.ReplyStarted(reply.id, reply.start.speak, reply.options.in_history, reply.options.metadata)
-        )
+        self._out(ev.ReplyStarted(reply.id, reply.start.speak, reply.options.in_history, reply.options.metadata))
 
     # ------------------------------------------------------------ events of replies and tools
 
@@ -348,9 +346,7 @@ class Replies:
         elif reply_id is None and self._owes:
             self._wanted = self._announcement = None
         else:
-            raise RequestError(
-                "There is no reply to cancel.", code="response_cancel_not_active", param="response_id"
-            )
+            raise RequestError("There is no reply to cancel.", code="response_cancel_not_active", param="response_id")
 
     def truncate(self, item_id: str, seconds: float, now: float) -> None:
         """The client stopped playing an item after `seconds`."""
@@ -449,9 +445,7 @@ class Replies:
         item = CallItem(self._new_id("item"), call, reply_id=reply.id)
         self._add(reply, item)
         self._out(ev.ReplyItemDone(reply.id, item, len(reply.items) - 1))
-        spec = reply.specs.get(call.name) or ToolSpec(
-            Tool(call.name), client_side=not reply.options.in_history
-        )
+        spec = reply.specs.get(call.name) or ToolSpec(Tool(call.name), client_side=not reply.options.in_history)
         if spec.client_side:
             reply.client_calls = True
         else:

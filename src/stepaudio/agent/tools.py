@@ -73,9 +73,7 @@ def json_schema(hint: Any) -> dict[str, Any]:
             {field.name: json_schema(hints[field.name]) for field in dataclasses.fields(hint)},
             [field.name for field in dataclasses.fields(hint) if _required(field)],
         )
-    raise InputError(
-        f"A tool's parameter cannot be of type {hint!r}: use a JSON type, a dataclass or an Enum."
-    )
+    raise InputError(f"A tool's parameter cannot be of type {hint!r}: use a JSON type, a dataclass or an Enum.")
 
 
 def decode(hint: Any, value: Any) -> Any:
@@ -160,9 +158,7 @@ class FunctionTools:
             raise NotFoundError(f"There is no tool named {call.name!r}.")
         function = self._tools[call.name][1]
         parameters = _parameters(function)
-        required = [
-            parameter.name for parameter, _ in parameters if parameter.default is inspect.Parameter.empty
-        ]
+        required = [parameter.name for parameter, _ in parameters if parameter.default is inspect.Parameter.empty]
         hints = {parameter.name: hint for parameter, hint in parameters}
         return function(**_decode_fields(hints, required, call.arguments))
 
@@ -189,17 +185,12 @@ def _parameters(function: Callable[..., Any]) -> list[tuple[inspect.Parameter, A
     return [(parameter, hints.get(parameter.name, Any)) for parameter in parameters]
 
 
-def _decode_fields(
-    hints: Mapping[str, Any], required: list[str], values: Mapping[str, Any]
-) -> dict[str, Any]:
+def _decode_fields(hints: Mapping[str, Any], required: list[str], values: Mapping[str, Any]) -> dict[str, Any]:
     missing = [name for name in required if name not in values]
     unknown = [name for name in values if name not in hints]
     if missing or unknown:
         raise InputError(
-            "; ".join(
-                [f"{name} is missing" for name in missing]
-                + [f"{name} is not a parameter" for name in unknown]
-            )
+            "; ".join([f"{name} is missing" for name in missing] + [f"{name} is not a parameter" for name in unknown])
         )
     return {name: decode(hints[name], value) for name, value in values.items()}
 
@@ -259,9 +250,7 @@ class ToolLedger:
     @property
     def deadline(self) -> float | None:
         """When the next running call is out of time."""
-        return min(
-            (entry.deadline for entry in self._open.values() if entry.deadline is not None), default=None
-        )
+        return min((entry.deadline for entry in self._open.values() if entry.deadline is not None), default=None)
 
     def request(self, call: ToolCall, spec: ToolSpec, now: float) -> list[tuple[ToolCall, float]]:
         """A call is wanted. One that was requested before, or that the client runs, starts nothing."""

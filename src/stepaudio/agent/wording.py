@@ -49,12 +49,8 @@ _OPEN_CHINESE = (
     ),
 )
 _CLOSED_CHINESE = ("吗", "呢", "吧", "了", "呀", "嘛", "谢谢", "好的", "是的")
-_DIGITS = _words("zero oh one two three four five six seven eight nine") | frozenset(
-    "零〇一二三四五六七八九幺"
-)
-_TENS = _words(
-    "ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double"
-)
+_DIGITS = _words("zero oh one two three four five six seven eight nine") | frozenset("零〇一二三四五六七八九幺")
+_TENS = _words("ten eleven twelve twenty thirty forty fifty sixty seventy eighty ninety hundred thousand double")
 _DICTATED = re.compile(
     r"\b(number|phone|call me at|code|card|account|zip|postcode|pin|reference)\b"
     r"|号码|电话|手机|卡号|账号|验证码|编号"
@@ -84,7 +80,8 @@ def is_backchannel(text: str) -> bool:
     said = tokens(text.replace("-", "").replace("'", ""))
     if not said or len(said) > 4:
         return False
-    return "".join(said) in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS for word in said)
+    phrase = "".join(word for word in said if word not in FILLERS)
+    return phrase in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS for word in said)
 
 
 class TextTurnScorer:
