@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtual_time import check_messages
 
 from stepaudio.agent.context import (
     AUDIO_TOKENS_PER_SECOND,
@@ -21,6 +20,7 @@ from stepaudio.agent.context import (
 from stepaudio.agent.errors import RequestError
 from stepaudio.errors import InputError
 from stepaudio.speech.roles import ToolCall
+from virtual_time import check_messages
 
 
 def user(item_id: str, text: str | None = "hi", **more: object) -> MessageItem:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from virtual_time import Delays, Said, World
 
 from stepaudio.agent import events as ev
 from stepaudio.agent.context import MessageItem, OutputItem
@@ -13,6 +12,7 @@ from stepaudio.agent.settings import ReplyOptions, Settings, SpeculationConfig
 from stepaudio.agent.tools import ToolSpec
 from stepaudio.agent.turn import WINDOW, TurnConfig
 from stepaudio.speech.roles import Message, Tool, ToolCall
+from virtual_time import Delays, Said, World
 
 NO_SPECULATION = SpeculationConfig(enabled=False)
 QUESTION = [Said(0.5, 2.1, "What is the weather in Paris?")]

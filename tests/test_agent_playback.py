@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -30,8 +32,17 @@ WORDS = (Word("Hello", 0.1, 0.5), Word("there", 0.6, 0.9), Word("Ann", 1.0, 1.4)
 
 @pytest.mark.parametrize(
     ("seconds", "heard"),
-    [(0.0, ""), (0.2, ""), (0.35, "Hello"), (0.55, "Hello"), (0.8, "Hello there,"), (1.1, "Hello there,"), (1.35, "Hello there, Ann."), (9.0, "Hello there, Ann.")],
-)  # fmt: skip
+    [
+        (0.0, ""),
+        (0.2, ""),
+        (0.35, "Hello"),
+        (0.55, "Hello"),
+        (0.8, "Hello there,"),
+        (1.1, "Hello there,"),
+        (1.35, "Hello there, Ann."),
+        (9.0, "Hello there, Ann."),
+    ],
+)
 def test_timed_words(seconds: float, heard: str) -> None:
     assert track("Hello there, Ann.", chunk("Hello there, Ann.", 1.5, WORDS)).heard(seconds) == heard
 
@@ -39,8 +50,13 @@ def test_timed_words(seconds: float, heard: str) -> None:
 def test_without_times_the_words_share_the_audio() -> None:
     spoken = track("aaaa bbbb cccc dddd", chunk("aaaa bbbb", 1.0), chunk("cccc dddd", 3.0))
     assert [spoken.heard(t) for t in (0.2, 0.3, 0.8, 1.7, 1.8, 3.3)] == [
-        "", "aaaa", "aaaa bbbb", "aaaa bbbb", "aaaa bbbb cccc", "aaaa bbbb cccc dddd",
-    ]  # fmt: skip
+        "",
+        "aaaa",
+        "aaaa bbbb",
+        "aaaa bbbb",
+        "aaaa bbbb cccc",
+        "aaaa bbbb cccc dddd",
+    ]
 
 
 def test_chinese_is_heard_by_the_character() -> None:
@@ -66,7 +82,7 @@ def test_heard_is_a_growing_prefix(parts: list[tuple[str, float]], times: list[f
     spoken = track(text, *(chunk(part, seconds) for part, seconds in parts))
     heard = [spoken.heard(time) for time in sorted(times)]
     assert all(text.startswith(one) for one in heard)
-    assert all(later.startswith(earlier) for earlier, later in zip(heard, heard[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(heard))
     assert spoken.heard(spoken.seconds).split() == text.split()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtual_time import RATE, speech
 
 from stepaudio.agent import events as ev
 from stepaudio.agent.context import MessageItem
@@ -13,6 +12,7 @@ from stepaudio.agent.settings import ReplyOptions, SpeculationConfig
 from stepaudio.agent.speculation import MOST_EVENTS, Reply, Speculation, Statistics, Throttle
 from stepaudio.errors import InputError
 from stepaudio.speech.roles import Finish, Sampling, ToolCall
+from virtual_time import RATE, speech
 
 
 def test_an_idle_machine_tries_everything_and_a_full_one_nothing() -> None:

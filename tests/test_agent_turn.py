@@ -108,8 +108,9 @@ def test_events_alternate_and_time_runs_forward(windows: list[float], pause: flo
 
 
 @pytest.mark.parametrize(
-    "bad", [{"threshold": 0.0}, {"pause": 0.0}, {"floor": 0.1}, {"ceiling": 0.2}, {"idle_timeout": 0.0}, {"min_speech": -1.0}]
-)  # fmt: skip
+    "bad",
+    [{"threshold": 0.0}, {"pause": 0.0}, {"floor": 0.1}, {"ceiling": 0.2}, {"idle_timeout": 0.0}, {"min_speech": -1.0}],
+)
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
         TurnConfig(**bad)
@@ -127,17 +128,53 @@ def test_scores_combine_in_log_odds() -> None:
 # ---------------------------------------------------------------- words
 
 FINISHED = [
-    "What is the weather in Paris?", "Please book a table for two.", "Yes.", "yes", "No, thanks.", "Thank you.",
-    "My number is 020 7946 0958 12.", "Write to ann dot lee at gmail dot com", "It's ann.lee@gmail.com.",
-    "What is this for?", "Okay.", "I would like to go home now.",
-    "今天天气怎么样？", "请帮我订一张票。", "是的", "好的。", "你吃饭了吗", "不用了", "我的电话号码是一三八零零一三八零零零",
-]  # fmt: skip
+    "What is the weather in Paris?",
+    "Please book a table for two.",
+    "Yes.",
+    "yes",
+    "No, thanks.",
+    "Thank you.",
+    "My number is 020 7946 0958 12.",
+    "Write to ann dot lee at gmail dot com",
+    "It's ann.lee@gmail.com.",
+    "What is this for?",
+    "Okay.",
+    "I would like to go home now.",
+    "今天天气怎么样？",
+    "请帮我订一张票。",
+    "是的",
+    "好的。",
+    "你吃饭了吗",
+    "不用了",
+    "我的电话号码是一三八零零一三八零零零",
+]
 UNFINISHED = [
-    "I would like to", "and then we", "What is the", "because", "My number is", "my number is 0207", "it's five five five",
-    "My e-mail is", "my email is ann dot lee at", "my email is ann.lee@gmail", "J O H", "um", "I want to book um",
-    "Well, I think,", "Tell me about the weather in", "I need a table for two and",
-    "我想", "因为", "我的电话号码是", "我的号码是一三八", "我要一张票和", "嗯", "我觉得这个", "今天天气，", "如果明天下雨的",
-]  # fmt: skip
+    "I would like to",
+    "and then we",
+    "What is the",
+    "because",
+    "My number is",
+    "my number is 0207",
+    "it's five five five",
+    "My e-mail is",
+    "my email is ann dot lee at",
+    "my email is ann.lee@gmail",
+    "J O H",
+    "um",
+    "I want to book um",
+    "Well, I think,",
+    "Tell me about the weather in",
+    "I need a table for two and",
+    "我想",
+    "因为",
+    "我的电话号码是",
+    "我的号码是一三八",
+    "我要一张票和",
+    "嗯",
+    "我觉得这个",
+    "今天天气，",
+    "如果明天下雨的",
+]
 
 
 @pytest.mark.parametrize("text", FINISHED)
@@ -161,12 +198,17 @@ def test_any_text_has_a_score(text: str) -> None:
     assert 0 <= TextTurnScorer().score(None, text, None) <= 1
 
 
-@pytest.mark.parametrize("text", ["Mm-hm.", "mhm", "Right.", "Yeah, yeah.", "uh-huh", "I see.", "Got it!", "嗯", "对对", "好的。", "嗯，是的"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    ["Mm-hm.", "mhm", "Right.", "Yeah, yeah.", "uh-huh", "I see.", "Got it!", "嗯", "对对", "好的。", "嗯，是的"],
+)
 def test_backchannels(text: str) -> None:
     assert is_backchannel(text)
 
 
-@pytest.mark.parametrize("text", ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text", ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice"]
+)
 def test_what_is_no_backchannel(text: str) -> None:
     assert not is_backchannel(text)
 
