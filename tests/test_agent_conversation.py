@@ -103,6 +103,14 @@ def test_work_on_a_speculation_waits_while_the_user_makes_a_sound() -> None:
     assert world.history()[-1] == ("assistant", "".join(sunny(())))
 
 
+def test_a_turn_has_a_few_attempts_only() -> None:
+    said = [Said(0.5 + i, 1.0 + i, f"word {i}") for i in range(6)]
+    turn = TurnConfig.server_vad(silence_duration=0.8)
+    config = SpeculationConfig(attempts=2)
+    world = World(said, sunny, settings(turn=turn, speculation=config), Delays(stt=0.1)).run(12)
+    assert [start.speculative for start in world.all(ev.StartReply)] == [True, True, False]
+
+
 def test_audio_beyond_the_ring_waits_for_the_commit() -> None:
     config = SpeculationConfig(seconds=2.0)
     turn = TurnConfig.server_vad(silence_duration=1.5)
@@ -169,8 +177,10 @@ def test_after_a_barge_in_history_ends_with_the_last_word_heard(obedient: bool) 
 
 
 @pytest.mark.parametrize("sound", ["Mm-hm.", "Right.", "yeah, okay", "嗯", "对"])
-def test_a_backchannel_is_no_turn(sound: str) -> None:
-    world = World([*QUESTION, Said(4.0, 4.4, sound)], sunny, settings()).run(12)
+@pytest.mark.parametrize("stt", [0.2, 1.2])
+def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
+    """With a slow transcriber the sound is long over when its words are known."""
+    world = World([*QUESTION, Said(4.4, 4.8, sound)], sunny, settings(), Delays(stt=stt)).run(12)
     assert [notice.text for notice in world.all(ev.Backchannel)] == [sound]
     assert not world.all(ev.StopPlayback)
     assert len(world.all(ev.SpeechStarted)) == 1
@@ -253,6 +263,43 @@ def test_a_tool_that_takes_too_long_is_told_to_the_model() -> None:
     assert world.history()[-1] == ("assistant", "I cannot reach the service.")
 
 
+def test_the_clients_own_result_for_a_tool_of_ours_stands() -> None:
+    tools = (ToolSpec(Tool("weather")),)
+    world = World(QUESTION, asks("weather", "It is sunny."), settings(tools=tools), Delays(tool=3.0))
+    world.run(4)
+    (run,) = world.all(ev.RunTool)
+    world.at(4.0, ev.CreateItem(OutputItem("mine", run.call.id, "snow")))
+    world.run(15)
+    assert [text for role, text in world.history() if role == "tool"] == ["snow"]
+    assert world.history()[-1] == ("assistant", "It is sunny.")
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_model_that_only_calls_tools_is_stopped(read_only: bool) -> None:
+    def again(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        return [ToolCall("x", "weather", {})]
+
+    tools = (ToolSpec(Tool("weather", read_only=read_only)),)
+    turn = TurnConfig.server_vad(silence_duration=2.0)
+    world = World(QUESTION, again, settings(tools=tools, tool_rounds=3, turn=turn), Delays(tool=0.1)).run(20)
+    starts = world.all(ev.StartReply)
+    assert [start.tool_choice for start in starts] == ["auto", "auto", "auto", "none"]
+    roles = [message.role for message in starts[-1].messages]
+    assert roles == ["system", "user", *["assistant", "tool"] * 3]
+
+
+def test_the_acoustic_scorer_is_asked_and_heard() -> None:
+    ends = []
+    for probability in (0.99, 0.01):
+        turn = TurnConfig.semantic_vad()
+        world = World(QUESTION, sunny, settings(acoustic=True, turn=turn)).run(2.6)
+        (score,) = world.all(ev.Score)
+        world = World(QUESTION, sunny, settings(acoustic=True, turn=turn))
+        world.at(2.4, ev.Scored(score.job, probability))
+        ends.append(world.run(12).first(ev.SpeechStopped)[0])
+    assert ends[0] + 0.3 < ends[1]
+
+
 def test_a_filler_bridges_a_slow_tool() -> None:
     tools = (ToolSpec(Tool("weather")),)
 
@@ -312,6 +359,25 @@ def test_a_late_transcript_finds_its_turn() -> None:
     assert [m.content for m in last if m.role == "user"] == ["My name is Ann.", "What is my name?"]
 
 
+def test_a_transcriber_that_never_answers_holds_up_a_few_turns_only() -> None:
+    said = [Said(2.0 * i, 2.0 * i + 0.6, "Hello?") for i in range(12)]
+    world = World(said, sunny, settings(turn=TurnConfig.server_vad()), Delays(stt=1000)).run(26)
+    assert len(world.all(ev.TranscriptFailed)) == 12 - 8
+    assert all(isinstance(item, MessageItem) for item in world.controller.context.items)
+
+
+def test_a_turns_audio_begins_before_its_first_sound_but_behind_the_last_turn() -> None:
+    said = [Said(1.0, 2.0, "Hello?"), Said(2.6, 3.2, "Are you there?")]
+    turn = TurnConfig.server_vad(silence_duration=0.4, prefix_padding=0.8)
+    world = World(said, sunny, settings(turn=turn)).run(5)
+    starts = [notice.start for notice in world.all(ev.SpeechStarted)]
+    assert starts == pytest.approx([0.2, 2.0], abs=WINDOW)
+    finals = {t.item_id: t for t in world.all(ev.Transcribe)}
+    assert [t.start for t in finals.values()] == starts
+    assert all(t.end <= world.controller.position for t in finals.values())
+    assert world.controller.keep_from == pytest.approx(world.controller.position - 0.8 - 0.096 - WINDOW)
+
+
 def test_text_only_replies_are_over_when_they_are_written() -> None:
     world = World(QUESTION, sunny, settings(speak=False)).run(8)
     assert not world.all(ev.Play)
@@ -331,6 +397,22 @@ def test_a_failed_model_ends_one_reply_and_not_the_conversation() -> None:
     world.run(12)
     statuses = [(done.status, done.error) for done in world.all(ev.ReplyDone)]
     assert statuses == [("failed", "The model has crashed."), ("completed", "")]
+
+
+@pytest.mark.parametrize("end", [ev.ReplyFailed("", "The model has crashed."), ev.StopReply()])
+def test_of_a_reply_that_breaks_off_history_keeps_what_was_sent(end: ev.Event) -> None:
+    """Two clauses of text, the audio of one: the second was never spoken, whatever the listener does."""
+    world = World(QUESTION, sunny, settings(speculation=NO_SPECULATION), Delays(tts=1.0))
+    world.run(4.0)
+    (start,) = world.all(ev.StartReply)
+    assert len(world.all(ev.Play)) == 1
+    world.at(4.0, replace(end, reply_id=start.reply_id))
+    world.run(12)
+    assert [text for _, text in world.history()] == ["Be brief.", QUESTION[0].text, "It is sunny today,"]
+    (done,) = world.all(ev.ReplyDone)
+    assert done.items[0].text == "It is sunny today,"
+    assert done.items[0].status == "incomplete"
+    assert len(world.all(ev.Play)) == 1
 
 
 def test_states_follow_the_paper() -> None:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.playback import Playback, Track
@@ -73,6 +73,7 @@ def test_numbers_that_are_spoken_as_other_words() -> None:
     assert spoken.heard(1.45) == "25 people"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.text("ab 你,.\n", max_size=12), st.floats(0, 2)), max_size=6),
     st.lists(st.floats(-1, 15), max_size=8),
@@ -86,6 +87,7 @@ def test_heard_is_a_growing_prefix(parts: list[tuple[str, float]], times: list[f
     assert spoken.heard(spoken.seconds).split() == text.split()
 
 
+@settings(deadline=None)
 @given(st.integers(1, 30), st.data())
 def test_every_cut_between_words_is_exact(count: int, data: st.DataObject) -> None:
     """Brute force: cut anywhere in the silence after a word; exactly the words before it were heard."""
@@ -145,6 +147,7 @@ def test_dropped_audio_leaves_no_hole() -> None:
     assert playback.ends_at == pytest.approx(1.5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 1), st.floats(0, 2)), max_size=20), st.floats(0, 5))
 def test_elapsed_time_agrees_with_a_simulated_loudspeaker(sends: list[tuple[str, float, float]], more: float) -> None:
     """The oracle plays milliseconds from a queue, one after the other."""

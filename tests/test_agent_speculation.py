@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent import events as ev
@@ -35,6 +35,7 @@ def test_pressure_rises_at_once_and_falls_slowly() -> None:
     assert throttle.pressure == 0.8
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 2))
 def test_more_likely_ends_are_tried_first(a: float, b: float, pressure: float) -> None:
     throttle = Throttle()

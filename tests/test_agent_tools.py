@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.tools import ClientTools, FunctionTools, ToolLedger, ToolSpec, decode, encode, json_schema
@@ -139,6 +139,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON)
 def test_decoding_gives_the_type_or_refuses(value: object) -> None:
     for hint, type_ in ((int, int), (Place, Place), (Unit, Unit), (list[int], list), (dict[str, str], dict)):
@@ -194,6 +195,7 @@ def test_a_dropped_call_never_runs_and_its_result_is_not_wanted() -> None:
     assert ledger.request(one("client"), spec(client_side=True), 1.0) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("rsdt"), st.integers(0, 5)), max_size=60), st.integers(1, 3))
 def test_any_order_of_things(steps: list[tuple[str, int]], limit: int) -> None:
     ledger, started, settled, now = ToolLedger(limit), [], [], 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, TurnEvent, combine
@@ -58,6 +58,7 @@ def test_server_vad_waits_its_silence_whatever_the_score(silence: float) -> None
         assert detector.delay == pytest.approx(silence)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_the_delay_falls_from_ceiling_to_floor_with_the_score(a: float, b: float) -> None:
     detector = TurnDetector(TurnConfig(floor=0.3, ceiling=3.0))
@@ -86,6 +87,7 @@ def test_endless_speech_is_cut() -> None:
     assert names(events) == ["Started", "Ended", "Started", "Ended", "Started"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), max_size=300), st.floats(0.05, 0.5), st.floats(0.1, 2))
 def test_events_alternate_and_time_runs_forward(windows: list[float], pause: float, span: float) -> None:
     detector = TurnDetector(TurnConfig(pause=pause, floor=pause + 0.05, ceiling=pause + span))
@@ -193,6 +195,7 @@ def test_without_words_nobody_knows() -> None:
     assert scorer.score(None, None, None) == scorer.score(None, "", "en") == scorer.score(None, "...", "en") == 0.5
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_has_a_score(text: str) -> None:
     assert 0 <= TextTurnScorer().score(None, text, None) <= 1

@@ -39,7 +39,8 @@ class Watch:
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
-        self.now = 0.0
+        self.now = self.kept = 0.0
+        self.listening: dict[str, float] = {}
         self.ran: set[str] = set()
         self.running: set[str] = set()
         self.made: dict[str, str] = {}
@@ -54,16 +55,27 @@ class Watch:
         self.now = now
         if isinstance(event, ev.ReplyText):
             self.made[event.reply_id] = self.made.get(event.reply_id, "") + event.text
+        self.kept = self.controller.keep_from
         outputs = self.controller.handle(event, now)
+        if isinstance(event, ev.Transcribed | ev.TranscribeFailed):
+            self.listening.pop(event.job, None)
         if isinstance(event, ev.ToolFinished | ev.ToolFailed):
             self.running.discard(event.call_id)
         for output in outputs:
             self.output(output)
         self.state()
+        if isinstance(event, ev.Tick):
+            wake = self.controller.wake_at
+            assert wake is None or wake > now, "the session would spin"
         return outputs
 
     def output(self, output: ev.Output) -> None:
         match output:
+            case ev.Transcribe(job=job, start=float(start)):
+                assert start >= self.kept, "audio that may have been dropped"
+                self.listening[job] = start
+            case ev.CancelTranscribe(job):
+                self.listening.pop(job, None)
             case ev.RunTool(call):
                 assert call.id not in self.ran, "a tool call runs twice"
                 self.ran.add(call.id)
@@ -110,8 +122,9 @@ class Watch:
             assert speculation.version == context.version
         if controller.state is ev.State.SILENCE:
             assert not self.controller.playback.audible(self.now)
+        assert all(start >= controller.keep_from for start in self.listening.values())
         ends_at = controller.playback.ends_at
-        assert ends_at is None or ends_at > self.now or not controller.playback.audible(self.now)
+        assert ends_at is None or ends_at > self.now
 
     def history(self) -> None:
         """The dearer checks, for the end of a conversation."""
@@ -136,6 +149,7 @@ def check_messages(messages: Sequence[Message]) -> None:
             open_calls.remove(message.tool_call_id)
             continue
         assert not open_calls, "a call without a result"
+        assert message.role == "assistant" or not message.tool_calls
         open_calls = [call.id for call in message.tool_calls]
     assert not open_calls
 

@@ -102,6 +102,7 @@ class Controller:
         Raises RequestError when a request of the client does not fit; nothing has changed then.
         """
         self._now = now = max(now, self._now)
+        self.playback.advance(now)
         self._dispatch(event, now)
         self._settle(now)
         output = list(self._output)
@@ -191,7 +192,9 @@ class Controller:
                 for item in self.context.delete(item_id):
                     replies.forget(item, now)
                     self._output.append(ev.ItemDeleted(item.id))
-                self._pending.pop(item_id, None)
+                turn = self._pending.pop(item_id, None)
+                if turn is not None:
+                    self._forget_text(turn)
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
             case ev.CreateReply(options):
@@ -346,7 +349,10 @@ class Controller:
 
     def _ask_text(self, turn: _Turn, *, final: bool, own_audio: bool = False) -> None:
         turn.text_job = self._new_id("job")
-        start, end = (None, None) if own_audio else (turn.start, turn.end)
+        # The tail of the pause goes along: soft final sounds lie below the threshold of the detector.
+        tail = self.settings.turn.pause if self.settings.turn is not None else 0.0
+        start = None if own_audio else turn.start
+        end = None if own_audio else min(turn.end + tail, self._detector.position)
         language, hint = self.settings.language, self.settings.hint
         self._output.append(ev.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
 
@@ -440,6 +446,7 @@ class Controller:
             and not self._pending
             and turn.attempts < self.settings.speculation.attempts
             and not same_request("", text)
+            and likely >= self.settings.speculation.least
             and replies.throttle.allows(likely)
         ):
             turn.attempts += 1

@@ -122,9 +122,14 @@ class Playback:
         """When all that was sent will have been heard; None when nothing is on its way."""
         return self._queue[-1].end if self._queue else None
 
+    def advance(self, now: float) -> None:
+        """Forget the chunks that have been heard."""
+        while self._queue and self._queue[0].end <= now:
+            self._queue.popleft()
+
     def audible(self, now: float) -> bool:
         """Whether something is being heard, or is about to be."""
-        self._drop_played(now)
+        self.advance(now)
         return bool(self._queue)
 
     def write(self, item_id: str, text: str) -> None:
@@ -143,7 +148,7 @@ class Playback:
 
     def position(self, item_id: str, now: float) -> float:
         """Seconds of an item that have been heard."""
-        self._drop_played(now)
+        self.advance(now)
         unheard = sum(segment.end - max(now, segment.wall) for segment in self._queue if segment.item_id == item_id)
         track = self.tracks.get(item_id)
         return max(0.0, track.seconds - unheard) if track else 0.0
@@ -166,7 +171,7 @@ class Playback:
 
     def stop(self, now: float) -> list[tuple[str, float]]:
         """Stop everything; returns the items that were cut short and the seconds heard of each."""
-        self._drop_played(now)
+        self.advance(now)
         items = list(dict.fromkeys(segment.item_id for segment in self._queue))
         cut = [(item_id, self.position(item_id, now)) for item_id in items]
         self._queue.clear()
@@ -174,13 +179,9 @@ class Playback:
 
     def drop(self, item_id: str, now: float) -> None:
         """The listener has dropped what it had of an item: the rest moves up."""
-        self._drop_played(now)
+        self.advance(now)
         kept = [segment for segment in self._queue if segment.item_id != item_id]
         self._queue.clear()
         for segment in kept:
             segment.wall = self._queue[-1].end if self._queue else min(now, segment.wall)
             self._queue.append(segment)
-
-    def _drop_played(self, now: float) -> None:
-        while self._queue and self._queue[0].end <= now:
-            self._queue.popleft()

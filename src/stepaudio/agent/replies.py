@@ -210,8 +210,11 @@ class Replies:
         for call_id in self.tools.expired(now):
             self._out(ev.CancelTool(call_id))
             self.on_tool(ev.ToolFailed(call_id, "The tool did not answer in time."), now)
-        if self.filler_at is not None and now >= self.filler_at and floor_free and not self.busy(now):
-            phrases = self.settings.fillers
+        if self.filler_at is None or now < self.filler_at:
+            return
+        self.filler_at = None
+        phrases = self.settings.fillers
+        if phrases and floor_free and not self.busy(now):
             self._begin(self._plan(ReplyOptions(), text=phrases[self._fillers_said % len(phrases)]))
             self._fillers_said += 1
 
@@ -312,8 +315,9 @@ class Replies:
 
     def _go_on(self, speculation: Speculation) -> None:
         """Make the next reply inside the speculation when the last one's tools have answered."""
-        if speculation.due and not speculation.suspended and not speculation.full:
-            rounds = len(speculation.replies)
+        rounds = len(speculation.replies)
+        may = not speculation.suspended and not speculation.full and rounds <= self.settings.tool_rounds
+        if may and speculation.due:
             reply = self._plan(ReplyOptions(), speculation.past(), rounds=rounds, speculative=True)
             speculation.follow(reply)
             self._out(reply.start)
@@ -513,7 +517,7 @@ class Replies:
                 self.filler_at = now + self.settings.filler_after
         elif not reply.client_calls:
             self.filler_at = None
-            if self._wanted is None:
+            if self._wanted is None and self._rounds < self.settings.tool_rounds:
                 self._wanted = _Wanted()
                 self._rounds += 1
 

@@ -15,12 +15,16 @@ from stepaudio.speech.roles import Sampling
 
 @dataclass(frozen=True, slots=True)
 class SpeculationConfig:
-    """`attempts` a turn at most; each holds `seconds` of audio, then its work waits. Speech that goes on for
-    longer than `filler` seconds is no filler. From a load of `calm` on only likely ends of turn are tried, at
-    1 none."""
+    """When to prepare replies, and how much.
+
+    `attempts` a turn at most, none at an end-of-turn score below `least`; each holds `seconds` of audio, then its work
+    waits. Speech that goes on for longer than `filler` seconds is no filler. From a load of `calm` on only likely
+    ends of turn are tried, at 1 none.
+    """
 
     enabled: bool = True
     attempts: int = 4
+    least: float = 0.15
     seconds: float = 20.0
     filler: float = 0.7
     calm: float = 0.5

@@ -42,7 +42,7 @@ class TurnConfig:
     pause: float = 0.2
     floor: float = 0.4
     ceiling: float = 2.0
-    interrupt_after: float = 0.8
+    interrupt_after: float = 0.7
     max_turn: float = 120.0
     create_response: bool = True
     interrupt_response: bool = True

@@ -95,8 +95,6 @@ class TextTurnScorer:
         if text is None or not said:
             return 0.5
         content = _content(text)
-        if not content:
-            return 0.1  # nothing but "um": the user is thinking
         if "".join(content) in _SHORT_ANSWERS:
             return 0.95
         for judge in (_dictation, _unfinished):
