@@ -1,8 +1,8 @@
 """The conversation as text: items by id, rendered to messages, kept inside a token budget.
 
-History is text, never audio (Step-Audio, section 3.4): what the user said is replaced by its transcript as
-soon as that arrives, what the agent said by the words that were heard. Items are immutable; a change replaces
-the item and raises `Context.version`, so whoever prepared something from an older version can tell.
+History is text, never audio (Step-Audio, section 3.4): what the user said is replaced by its transcript as soon as
+that arrives, what the agent said by the words that were heard. Items are immutable; a change replaces the item and
+raises `Context.version`, so whoever prepared something from an older version can tell.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ _WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of a text, near enough for a budget: one per CJK character, one per four others, four for its
-    frame."""
+    """Tokens of a text, near enough for a budget: one per CJK character, one per four others, four for its frame."""
     wide = len(_WIDE.findall(text))
     return 4 + wide + (len(text) - wide + 3) // 4
 
@@ -43,8 +42,7 @@ def estimate_tokens(text: str) -> int:
 class MessageItem:
     """Something said or typed. `text` is None while its transcript is on its way.
 
-    `seconds` is the length of its audio, 0 for text. `reply_id` names the reply that made an assistant's
-    item.
+    `seconds` is the length of its audio, 0 for text. `reply_id` names the reply that made an assistant's item.
     """
 
     id: str
@@ -80,8 +78,8 @@ Item = MessageItem | CallItem | OutputItem
 
 @dataclass(frozen=True, slots=True)
 class ContextConfig:
-    """`budget`: prompt tokens. Over `summarise_at` of it the oldest items are summarised until `keep` of it
-    is left."""
+    """`budget`: prompt tokens. Over `summarise_at` of it the oldest items are summarised until `keep` of it is
+    left."""
 
     budget: int = 3072
     summarise_at: float = 0.75
@@ -146,8 +144,7 @@ class Context:
             ) from None
 
     def add(self, item: Item, after: str | None = None) -> str | None:
-        """Insert after the item `after` ("root": in front; None: at the end); returns the id it now
-        follows."""
+        """Insert after the item `after` ("root": in front; None: at the end); returns the id it now follows."""
         if item.id in self._items or item.id == "root":
             raise RequestError(f"There is already an item {item.id!r}.", code="item_exists", param="item.id")
         if isinstance(item, OutputItem):
@@ -225,11 +222,10 @@ class Context:
     # ------------------------------------------------------------ as a prompt
 
     def render(self, extra: Sequence[Item] = (), *, instructions: str | None = None) -> list[Message]:
-        """The prompt: system message, what the budget holds of the items, then `extra`, which is not in
-        history yet.
+        """The prompt: system message, what the budget holds of the items, then `extra`, which is not in history yet.
 
-        A call is rendered where its result is, so that a result that arrived late never leaves a call without
-        an answer behind it; a call still running is rendered with a note that says so.
+        A call is rendered where its result is, so that a result that arrived late never leaves a call without an
+        answer behind it; a call still running is rendered with a note that says so.
         """
         visible = [self._items[item_id] for item_id in self._order if item_id not in self._folded]
         fixed = self._count(self._system(instructions)) + sum(map(self._tokens, extra))
@@ -261,8 +257,7 @@ class Context:
 
     @property
     def audio_ratio(self) -> float:
-        """Audio tokens per text token over everything that was spoken (the paper reports 14); 0 before any
-        speech."""
+        """Audio tokens per text token over everything that was spoken (the paper reports 14); 0 before any speech."""
         spoken = [item for item in self.items if isinstance(item, MessageItem) and item.seconds and item.text]
         text = sum(self._count(item.text or "") for item in spoken)
         return AUDIO_TOKENS_PER_SECOND * sum(item.seconds for item in spoken) / text if text else 0.0
@@ -291,8 +286,7 @@ class Context:
         return Fold(tuple(item.id for item in chosen), messages)
 
     def apply(self, fold: Fold, summary: str) -> None:
-        """Let `summary` stand for the folded items from now on; they keep their ids and can still be
-        retrieved."""
+        """Let `summary` stand for the folded items from now on; they keep their ids and can still be retrieved."""
         self.summary = summary
         self._folded.update(item_id for item_id in fold.item_ids if item_id in self._items)
         self.version += 1
@@ -328,8 +322,7 @@ class Context:
                 yield self._items[item_id]
 
     def _fit(self, visible: list[Item], room: int) -> list[Item]:
-        """Drop the oldest items that may go until the rest fits: the net for when a summary comes too
-        late."""
+        """Drop the oldest items that may go until the rest fits: the net for when a summary comes too late."""
         excess = sum(map(self._tokens, visible)) - room
         dropped: set[str] = set()
         for item in visible[:-1]:

@@ -1,7 +1,7 @@
 """The conversation machine: Silence, UserSpeaking, UserPaused, BotReplying.
 
-`Controller.handle(event, now)` takes one event and returns what follows from it. It owns the user's side
-(turns, transcripts, barge-in, backchannels) and the floor; `Replies` owns the agent's side.
+`Controller.handle(event, now)` takes one event and returns what follows from it. It owns the user's side (turns,
+transcripts, barge-in, backchannels) and the floor; `Replies` owns the agent's side.
 """
 
 from __future__ import annotations
@@ -57,11 +57,10 @@ class _Turn:
 
 
 class Controller:
-    """One conversation. Times are seconds on any monotonic clock; one that goes back is taken as the last
-    one.
+    """One conversation. Times are seconds on any monotonic clock; one that goes back is taken as the last one.
 
-    `rate` is the agent's sample rate, `lag` the listener's buffer in seconds where it is known.
-    `new_id(kind)` makes the ids of items ("item"), replies ("resp"), tool calls ("call") and jobs ("job").
+    `rate` is the agent's sample rate, `lag` the listener's buffer in seconds where it is known. `new_id(kind)` makes
+    the ids of items ("item"), replies ("resp"), tool calls ("call") and jobs ("job").
     """
 
     def __init__(
@@ -96,8 +95,7 @@ class Controller:
     # ------------------------------------------------------------ for the session
 
     def handle(self, event: ev.Event, now: float) -> list[ev.Output]:
-        """Take an event; returns commands and notices in the order in which they are to be carried out and
-        told.
+        """Take an event; returns commands and notices in the order in which they are to be carried out and told.
 
         Raises RequestError when a request of the client does not fit; nothing has changed then.
         """
@@ -111,8 +109,7 @@ class Controller:
 
     @property
     def wake_at(self) -> float | None:
-        """When the next `Tick` is due at the latest, if nothing else happens before; None when nothing
-        waits."""
+        """When the next `Tick` is due at the latest, if nothing else happens before; None when nothing waits."""
         replies = self._replies
         times = (self.playback.ends_at, replies.tools.deadline, replies.filler_at, self._idle_at)
         return min((time for time in times if time is not None), default=None)
@@ -319,8 +316,7 @@ class Controller:
             self._await_transcript(turn, now)
 
     def _finish(self, turn: _Turn, now: float) -> None:
-        """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a
-        reply."""
+        """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a reply."""
         replies, text = self._replies, turn.transcript or ""
         with replies.own_change():
             item = self.context.update(turn.item_id, text=text, status="completed")
@@ -431,8 +427,7 @@ class Controller:
         return self.settings.speculation.enabled and config is not None and config.create_response
 
     def _attempt(self, turn: _Turn, now: float) -> None:
-        """The user has paused and the words are known: prepare a reply, unless there is one to the same
-        words."""
+        """The user has paused and the words are known: prepare a reply, unless there is one to the same words."""
         replies, text = self._replies, turn.transcript or ""
         if replies.speculation is not None:
             if replies.speculation.answers(text, self.context.version):
@@ -545,8 +540,7 @@ class Controller:
         return ev.State.SILENCE
 
     def _summarise(self) -> None:
-        """Keep the history inside its budget. A summary waits while a speculation relies on the history as it
-        is."""
+        """Keep the history inside its budget. A summary waits while a speculation relies on the history as it is."""
         if self._fold is not None and self._summary is not None and self._replies.speculation is None:
             if self._summary:
                 self.context.apply(self._fold[1], self._summary)

@@ -1,8 +1,7 @@
-"""Everything that goes into the conversation core and comes out of it. `docs/live.md` has the contract as
-tables.
+"""Everything that goes into the conversation core and comes out of it. `docs/live.md` has the contract as tables.
 
-Events go in, with the time. Commands come out for the session to carry out; notices come out for the client
-to be told. Ids tie completions to what was asked for: a completion whose id is no longer wanted is ignored.
+Events go in, with the time. Commands come out for the session to carry out; notices come out for the client to be
+told. Ids tie completions to what was asked for: a completion whose id is no longer wanted is ignored.
 """
 
 from __future__ import annotations
@@ -242,8 +241,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Transcribe:
-    """Transcribe the input from `start` to `end` (seconds of input audio), or, with no span, the item's own
-    audio.
+    """Transcribe the input from `start` to `end` (seconds of input audio), or, with no span, the item's own audio.
 
     `final` says that the turn is over and somebody waits for this.
     """
@@ -264,8 +262,7 @@ class CancelTranscribe:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Ask the acoustic `TurnScorer` whether the turn from `start` to `end` (seconds of input audio) is
-    over."""
+    """Ask the acoustic `TurnScorer` whether the turn from `start` to `end` (seconds of input audio) is over."""
 
     job: str
     start: float
@@ -365,8 +362,7 @@ class StateChanged:
 
 @dataclass(frozen=True, slots=True)
 class SpeechStarted:
-    """The user's turn began; `item_id` will be its item. Times are seconds of input audio, padding
-    included."""
+    """The user's turn began; `item_id` will be its item. Times are seconds of input audio, padding included."""
 
     item_id: str
     start: float
@@ -405,8 +401,7 @@ class InputCleared:
 
 @dataclass(frozen=True, slots=True)
 class InputTimeout:
-    """The user said nothing for `TurnConfig.idle_timeout`: an empty item is committed and the agent speaks
-    up."""
+    """The user said nothing for `TurnConfig.idle_timeout`: an empty item is committed and the agent speaks up."""
 
     item_id: str
     start: float
@@ -500,8 +495,7 @@ class ReplyItemDone:
 
 @dataclass(frozen=True, slots=True)
 class ReplyDone:
-    """`reason`: turn_detected or client_cancelled when cancelled, max_output_tokens when incomplete, else
-    empty."""
+    """`reason`: turn_detected or client_cancelled when cancelled, max_output_tokens when incomplete, else empty."""
 
     reply_id: str
     status: Literal["completed", "cancelled", "failed", "incomplete"]
@@ -516,8 +510,7 @@ class ReplyDone:
 class Speculated:
     """What became of one speculation. `reason` is empty when it was committed.
 
-    `lead`: seconds between its start and this. `tokens`, `seconds`: what it had produced, wasted unless
-    committed.
+    `lead`: seconds between its start and this. `tokens`, `seconds`: what it had produced, wasted unless committed.
     """
 
     committed: bool
@@ -529,9 +522,9 @@ class Speculated:
 
 @dataclass(frozen=True, slots=True)
 class TurnTimed:
-    """Seconds from the end of the user's speech to: the end-of-turn decision, the transcript, the first token
-    of the reply, and the first audio sent (the first text where nothing is spoken). Transcript and first
-    token may lie before the decision when the reply was `speculated`."""
+    """Seconds from the end of the user's speech to: the end-of-turn decision, the transcript, the first token of the
+    reply, and the first audio sent (the first text where nothing is spoken). Transcript and first token may lie
+    before the decision when the reply was `speculated`."""
 
     item_id: str
     reply_id: str

@@ -1,9 +1,8 @@
 """What the listener has heard: text, clause, sample and wall time of every reply on one line.
 
-`Track` aligns the text of one item with its audio; `Playback` puts the audio of all items on the wall clock,
-one after the other, so that two replies are never audible at once. After a barge-in `Track.heard` gives the
-whole words that were played, whichever way the position is known: reported by the client, by a media clock,
-or from the time.
+`Track` aligns the text of one item with its audio; `Playback` puts the audio of all items on the wall clock, one
+after the other, so that two replies are never audible at once. After a barge-in `Track.heard` gives the whole words
+that were played, whichever way the position is known: reported by the client, by a media clock, or from the time.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ _UNIT = re.compile(
 )
 _PUNCTUATION = re.compile(r"[\W_]+")
 _REACH = 24
-"""How far ahead, in characters, a spoken word is looked for in its clause: numbers are spoken as other
-words."""
+"""How far ahead, in characters, a spoken word is looked for in its clause: numbers are spoken as other words."""
 
 
 def _solid(text: str) -> str:
@@ -55,8 +53,7 @@ class Track:
         self._anchor(self.seconds, base + len(solid))
 
     def heard(self, seconds: float) -> str:
-        """The prefix of the text, in whole words, that lies before `seconds`; half a word heard counts as
-        heard."""
+        """The prefix of the text, in whole words, that lies before `seconds`; half a word heard counts as heard."""
         count, done, end = self._count_at(seconds), 0, 0
         for unit in _UNIT.finditer(self.text):
             length = len(unit.group())
@@ -106,9 +103,8 @@ class _Segment:
 class Playback:
     """The audio sent to one listener, on the wall clock.
 
-    Every chunk starts when the one before it ends, or when it is sent if that is later (an underrun). `lag`
-    is the listener's buffer in seconds where it is known. A transport that knows the position corrects this
-    with `report`.
+    Every chunk starts when the one before it ends, or when it is sent if that is later (an underrun). `lag` is the
+    listener's buffer in seconds where it is known. A transport that knows the position corrects this with `report`.
     """
 
     def __init__(self, rate: int = 24_000, lag: float = 0.0) -> None:

@@ -1,7 +1,7 @@
 """The agent's side of the conversation: replies from their first token to their last sample.
 
-A reply's events are published one by one: into the history, to the client, to the loudspeaker, to the tools.
-A speculation's events are held and published in one go when it is committed; `_publish` is the only way in.
+A reply's events are published one by one: into the history, to the client, to the loudspeaker, to the tools. A
+speculation's events are held and published in one go when it is committed; `_publish` is the only way in.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class _Wanted:
 
 
 class Replies:
-    """Starts, publishes, commits and ends replies, and runs their tools. `out` takes what follows, in
-    order."""
+    """Starts, publishes, commits and ends replies, and runs their tools. `out` takes what follows, in order."""
 
     def __init__(
         self,
@@ -89,8 +88,7 @@ class Replies:
     # ------------------------------------------------------------ asking for replies
 
     def want(self, clock: TurnClock | None = None) -> None:
-        """Owe a reply to the history as it will be when the floor is free; a request of the client's
-        stands."""
+        """Owe a reply to the history as it will be when the floor is free; a request of the client's stands."""
         self._rounds, self._clock = 0, clock
         if self._wanted is None:
             self._wanted = _Wanted()
@@ -222,8 +220,7 @@ class Replies:
 
     @contextmanager
     def own_change(self) -> Iterator[None]:
-        """A change of the history that the speculation has reckoned with: the user's turn taking its place in
-        it."""
+        """A change of the history that the speculation has reckoned with: the user's turn taking its place in it."""
         speculation = self.speculation
         current = speculation is not None and speculation.version == self.context.version
         yield
@@ -327,8 +324,8 @@ class Replies:
     def interrupt(self, now: float, reason: str = "turn_detected") -> bool:
         """Be silent and drop what was being made; history keeps what was heard.
 
-        Returns whether a reply was owed of which nothing was heard: if the interruption comes to nothing, it
-        still is.
+        Returns whether a reply was owed of which nothing was heard: if the interruption comes to nothing, it still
+        is.
         """
         owed = self._wanted is not None
         self._cut_playback(now)

@@ -17,9 +17,9 @@ from stepaudio.speech.roles import Sampling
 class SpeculationConfig:
     """When to prepare replies, and how much.
 
-    `attempts` a turn at most, none at an end-of-turn score below `least`; each holds `seconds` of audio, then its work
-    waits. Speech that goes on for longer than `filler` seconds is no filler. From a load of `calm` on only likely
-    ends of turn are tried, at 1 none.
+    `attempts` a turn at most, none at an end-of-turn score below `least`; each holds `seconds` of audio, then its
+    work waits. Speech that goes on for longer than `filler` seconds is no filler. From a load of `calm` on only
+    likely ends of turn are tried, at 1 none.
     """
 
     enabled: bool = True
@@ -38,9 +38,8 @@ class SpeculationConfig:
 class Settings:
     """Everything that `session.update` can change. `turn=None` leaves the turns to the client (manual turns).
 
-    `language` and `hint` are passed to the transcriber. When a tool keeps the agent silent for `filler_after`
-    seconds it says the next of `fillers`. `acoustic` asks for the bundle's acoustic `TurnScorer` at each
-    pause.
+    `language` and `hint` are passed to the transcriber. When a tool keeps the agent silent for `filler_after` seconds
+    it says the next of `fillers`. `acoustic` asks for the bundle's acoustic `TurnScorer` at each pause.
     """
 
     instructions: str = ""
@@ -66,8 +65,8 @@ class Settings:
 class ReplyOptions:
     """How one reply differs from the session's settings; None means as in the session.
 
-    `input` replaces the history as the prompt. `in_history=False` makes an out-of-band reply: it reads the
-    history but leaves nothing in it. `metadata` is handed back with `ReplyStarted` and `ReplyDone`.
+    `input` replaces the history as the prompt. `in_history=False` makes an out-of-band reply: it reads the history
+    but leaves nothing in it. `metadata` is handed back with `ReplyStarted` and `ReplyDone`.
     """
 
     instructions: str | None = None

@@ -1,8 +1,7 @@
 """Replies prepared at a pause: when to try, what to hold back, what it cost.
 
-A speculation is a reply that nobody has been told of. Its events are held, in order, in a bounded ring;
-committing it sends them through the same code that a live reply's events go through, so the history cannot
-tell the two apart.
+A speculation is a reply that nobody has been told of. Its events are held, in order, in a bounded ring; committing it
+sends them through the same code that a live reply's events go through, so the history cannot tell the two apart.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from stepaudio.agent.wording import same_request
 from stepaudio.speech.roles import Finish
 
 Reason = Literal["changed", "resumed", "history", "throttled", "overflow", "failed", "cleared"]
-"""Why a speculation was discarded: the words changed; the user went on for too long to have said only a
-filler; the history or the settings changed; the machine is loaded; it produced more than it may; a model
-failed; the turn was taken back."""
+"""Why a speculation was discarded: the words changed; the user went on for too long to have said only a filler; the
+history or the settings changed; the machine is loaded; it produced more than it may; a model failed; the turn was
+taken back."""
 
 MOST_EVENTS = 4096
 """Events a speculation holds at most, whatever they are."""
@@ -38,9 +37,9 @@ MOST_EVENTS = 4096
 class Throttle:
     """Whether a speculation may run now, from observations of load.
 
-    Pressure is 0 on an idle machine and 1 when the next committed reply would have to wait. Between `calm`
-    and 1 the score that an attempt needs rises from 0 to 1, so the least likely ones are dropped first.
-    Pressure rises at once and falls by halves, so that one quiet moment does not start a stampede.
+    Pressure is 0 on an idle machine and 1 when the next committed reply would have to wait. Between `calm` and 1 the
+    score that an attempt needs rises from 0 to 1, so the least likely ones are dropped first. Pressure rises at once
+    and falls by halves, so that one quiet moment does not start a stampede.
     """
 
     def __init__(self, calm: float = 0.5) -> None:
@@ -61,8 +60,7 @@ class Throttle:
 
 @dataclass
 class Statistics:
-    """What speculation did in a session. `lead` sums the seconds that committed ones were started ahead of
-    commit."""
+    """What speculation did in a session. `lead` sums the seconds that committed ones were started ahead of commit."""
 
     started: int = 0
     committed: int = 0
@@ -114,8 +112,8 @@ class Reply:
 class Speculation:
     """One attempt: the transcript it answers, and everything it has produced so far.
 
-    A read-only tool's result starts the next reply inside the speculation, so `replies` may hold several;
-    only the last is being made.
+    A read-only tool's result starts the next reply inside the speculation, so `replies` may hold several; only the
+    last is being made.
     """
 
     def __init__(self, reply: Reply, user: MessageItem, version: int, started: float, limit: float) -> None:
@@ -177,13 +175,11 @@ class Speculation:
 
     @property
     def due(self) -> bool:
-        """Whether the last reply has all the tool results that it asked for and can be followed by the
-        next."""
+        """Whether the last reply has all the tool results that it asked for and can be followed by the next."""
         return self.complete and bool(self._calls) and all(e.call.id in self._outputs for e in self._calls)
 
     def past(self) -> list[Item]:
-        """The turn and everything after it, as items that are not in history yet: the prompt of the next
-        reply."""
+        """The turn and everything after it, as items that are not in history yet: the prompt of the next reply."""
         said = [MessageItem("", "assistant", self._text, reply_id=self.reply.id)] if self._text else []
         calls = [CallItem("", event.call, reply_id=self.reply.id) for event in self._calls]
         outputs = [OutputItem("", event.call.id, self._outputs[event.call.id]) for event in self._calls]

@@ -1,7 +1,7 @@
 """Tools: Python functions as schemas, and a ledger that runs each call once.
 
-`FunctionTools` makes tools of Python functions, `ClientTools` holds those that the client declares and runs
-itself; both are `ToolProvider`s. `ToolLedger` keeps the books over all calls of a session, whoever runs them.
+`FunctionTools` makes tools of Python functions, `ClientTools` holds those that the client declares and runs itself;
+both are `ToolProvider`s. `ToolLedger` keeps the books over all calls of a session, whoever runs them.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ class ToolProvider(Protocol):
 
 
 def json_schema(hint: Any) -> dict[str, Any]:
-    """The JSON schema of a type: int, float, str, bool, None, Literal, Optional, unions, list, dict,
-    dataclass, Enum.
+    """The JSON schema of a type: int, float, str, bool, None, Literal, Optional, unions, list, dict, dataclass, Enum.
 
     Raises InputError for any other.
     """
@@ -120,8 +119,7 @@ def encode(value: Any) -> str:
 class FunctionTools:
     """Python functions as tools: name, type hints and docstring become the schema.
 
-    The docstring's first paragraph describes the tool; lines `name: text` under `Args:` describe its
-    parameters.
+    The docstring's first paragraph describes the tool; lines `name: text` under `Args:` describe its parameters.
     """
 
     def __init__(self) -> None:
@@ -269,8 +267,7 @@ class ToolLedger:
         return True
 
     def drop(self, call_ids: Iterable[str]) -> list[str]:
-        """Forget calls whose results are not wanted any more; returns those that run and are to be
-        cancelled."""
+        """Forget calls whose results are not wanted any more; returns those that run and are to be cancelled."""
         dropped = {call_id: self._open.pop(call_id) for call_id in call_ids if call_id in self._open}
         self._done.update(dropped)
         return [call_id for call_id, entry in dropped.items() if entry.deadline is not None]

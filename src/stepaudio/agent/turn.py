@@ -1,11 +1,10 @@
 """Voice activity to turns: speech started, paused, resumed, over.
 
-Time here is audio time: the position in the input, counted in windows. It does not matter how fast the audio
-comes.
+Time here is audio time: the position in the input, counted in windows. It does not matter how fast the audio comes.
 
-The turn is over when the silence outlasts `TurnDetector.delay`, a continuous function of how finished the
-turn looks: `floor ** score * ceiling ** (1 - score)`, the geometric way from the ceiling (score 0) to the
-floor (score 1). With floor = ceiling this is plain server VAD.
+The turn is over when the silence outlasts `TurnDetector.delay`, a continuous function of how finished the turn looks:
+`floor ** score * ceiling ** (1 - score)`, the geometric way from the ceiling (score 0) to the floor (score 1). With
+floor = ceiling this is plain server VAD.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _EDGE = 1e-6
 class TurnConfig:
     """How turns are found. All times in seconds.
 
-    A probability of at least `threshold` is speech (once it is speech, `threshold - 0.15` keeps it so);
-    `min_speech` of it starts or resumes a turn. After `pause` of silence the turn is paused: a reply may be
-    prepared. After `floor` to `ceiling` of silence it is over. `prefix_padding` of audio before the speech
-    belongs to the turn. While the agent talks, speech counts as a barge-in once its words say so or it lasts
-    `interrupt_after`; 0 lets any speech stop the agent at once. A turn that reaches `max_turn` is over. After
-    `idle_timeout` of silence since the agent's last word, the agent speaks up.
+    A probability of at least `threshold` is speech (once it is speech, `threshold - 0.15` keeps it so); `min_speech`
+    of it starts or resumes a turn. After `pause` of silence the turn is paused: a reply may be prepared. After
+    `floor` to `ceiling` of silence it is over. `prefix_padding` of audio before the speech belongs to the turn. While
+    the agent talks, speech counts as a barge-in once its words say so or it lasts `interrupt_after`; 0 lets any
+    speech stop the agent at once. A turn that reaches `max_turn` is over. After `idle_timeout` of silence since the
+    agent's last word, the agent speaks up.
     """
 
     threshold: float = 0.5
@@ -152,8 +151,7 @@ class TurnDetector:
     def __init__(self, config: TurnConfig | None = None) -> None:
         self.config = config or TurnConfig()
         self.score: float | None = None
-        """How finished the paused turn looks, in [0, 1]; None when nobody has said. Forgotten when speech
-        goes on."""
+        """How finished the paused turn looks, in [0, 1]; None when nobody has said. Forgotten when speech goes on."""
         self.phase: Literal["idle", "speaking", "paused"] = "idle"
         self.start = 0.0
         self.speech_end = 0.0

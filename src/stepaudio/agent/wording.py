@@ -1,8 +1,7 @@
-"""What the words say about the turn: is the sentence finished, is it a backchannel, did a continuation add
-anything?
+"""What the words say about the turn: is the sentence finished, is it a backchannel, did a continuation add anything?
 
-English and Chinese. `TextTurnScorer` is our own end-of-turn scorer over the partial transcript. It weighs the
-last words most: a full stop proves little, since a recogniser ends every pause with one.
+English and Chinese. `TextTurnScorer` is our own end-of-turn scorer over the partial transcript. It weighs the last
+words most: a full stop proves little, since a recogniser ends every pause with one.
 """
 
 from __future__ import annotations
@@ -75,8 +74,7 @@ def _content(text: str) -> list[str]:
 
 
 def is_backchannel(text: str) -> bool:
-    """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that
-    kind."""
+    """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))
     if not said or len(said) > 4:
         return False
