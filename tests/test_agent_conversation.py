@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from stepaudio.agent import events as ev
-from stepaudio.agent.context import MessageItem, OutputItem
+from stepaudio.agent.context import CallItem, ContextConfig, MessageItem, OutputItem, estimate_tokens
+from stepaudio.agent.errors import RequestError
 from stepaudio.agent.settings import ReplyOptions, Settings, SpeculationConfig
 from stepaudio.agent.tools import ToolSpec
 from stepaudio.agent.turn import WINDOW, TurnConfig
@@ -176,6 +177,53 @@ def test_after_a_barge_in_history_ends_with_the_last_word_heard(obedient: bool) 
     assert cut.seconds == pytest.approx(stop - start)
 
 
+@pytest.mark.parametrize("transport", ["elapsed", "media clock", "truncate"])
+def test_every_transport_gives_the_same_heard_prefix(transport: str) -> None:
+    """The listener's buffer holds 0.9 s: it has heard three words less than the time alone would say."""
+    late = 0.9
+    said = [*QUESTION, Said(4.5, 6.0, "No, I mean tomorrow.")]
+    plain = World(said, sunny, settings()).run(9)
+    (started, play), (stop, _) = plain.first(ev.Play), plain.first(ev.StopPlayback)
+    world = World(said, sunny, settings())
+    if transport == "elapsed":
+        world.controller.playback.lag = late
+    elif transport == "media clock":
+        for i in range(20):
+            world.at(started + late + i / 10, ev.Played(play.item_id, i / 10))
+    else:
+        world.at(stop + 0.2, ev.TruncateItem(play.item_id, stop - started - late))
+    world.run(7)
+    heard = [w for i, w in enumerate("".join(sunny(())).split()) if (i + 0.5) * 0.3 <= stop - started - late]
+    assert 3 <= len(heard) <= 8
+    assert world.controller.context.get(play.item_id).text == " ".join(heard)
+
+
+def test_a_truncation_that_does_not_fit_is_refused() -> None:
+    world = World(QUESTION, sunny, settings()).run(8)
+    (item,) = [item for item in world.controller.context.items if item.reply_id]
+    for event, code in (
+        (ev.TruncateItem(item.id, 60.0), "item_truncate_invalid_audio_end_ms"),
+        (ev.TruncateItem("item_1", 1.0), "item_truncate_invalid_item_id"),
+        (ev.TruncateItem("nobody", 1.0), "item_not_found"),
+        (ev.StopReply(), "response_cancel_not_active"),
+        (ev.CommitInput(), "input_audio_buffer_commit_empty"),
+    ):
+        with pytest.raises(RequestError) as refused:
+            world.controller.handle(event, world.now)
+        assert refused.value.code == code
+    assert world.history()[-1] == ("assistant", "".join(sunny(())))
+
+
+def test_audio_that_is_truncated_while_it_is_made_ends_its_reply() -> None:
+    world = World(QUESTION, sunny, settings(speculation=NO_SPECULATION), Delays(tts=1.0)).run(4.0)
+    item_id = world.all(ev.Play)[0].item_id
+    world.at(4.0, ev.TruncateItem(item_id, 0.7))
+    world.run(10)
+    assert len(world.all(ev.Play)) == 1
+    assert world.all(ev.ReplyDone)[0].reason == "client_cancelled"
+    assert world.history()[-1] == ("assistant", "It is")
+
+
 @pytest.mark.parametrize("sound", ["Mm-hm.", "Right.", "yeah, okay", "嗯", "对"])
 @pytest.mark.parametrize("stt", [0.2, 1.2])
 def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
@@ -342,9 +390,16 @@ def test_manual_turns_are_the_clients() -> None:
 
 def test_the_agent_speaks_up_after_a_long_silence() -> None:
     turn = TurnConfig.server_vad(idle_timeout=5.0)
-    world = World(QUESTION, sunny, settings(turn=turn)).run(20)
-    assert len(world.all(ev.InputTimeout)) == 1 + (20 - world.first(ev.InputTimeout)[0] > 8.6)
-    assert len(world.all(ev.ReplyDone)) >= 2
+    world = World(QUESTION, sunny, settings(turn=turn)).run(14)
+    silent = next(t for t, o in world.log if o == ev.StateChanged(ev.State.SILENCE))
+    assert [t for t, o in world.log if isinstance(o, ev.InputTimeout)] == [pytest.approx(silent + 5)]
+    assert [done.status for done in world.all(ev.ReplyDone)] == ["completed", "completed"]
+
+
+def test_the_idle_time_runs_only_after_the_agent_has_spoken() -> None:
+    turn = TurnConfig.server_vad(idle_timeout=2.0)
+    assert not World([], sunny, settings(turn=turn)).run(10).all(ev.InputTimeout)
+    assert not World([Said(0.5, 9.0, "A very long question.")], sunny, settings(turn=turn)).run(10).all(ev.InputTimeout)
 
 
 def test_a_late_transcript_finds_its_turn() -> None:
@@ -376,6 +431,71 @@ def test_a_turns_audio_begins_before_its_first_sound_but_behind_the_last_turn() 
     assert [t.start for t in finals.values()] == starts
     assert all(t.end <= world.controller.position for t in finals.values())
     assert world.controller.keep_from == pytest.approx(world.controller.position - 0.8 - 0.096 - WINDOW)
+
+
+def test_the_client_may_end_a_turn_that_is_still_spoken() -> None:
+    world = World(QUESTION, sunny, settings())
+    world.at(1.5, ev.CommitInput())
+    world.run(1.6)
+    (final,) = world.all(ev.Transcribe)
+    assert final.final
+    assert final.end == pytest.approx(1.5, abs=2 * WINDOW)
+    world.run(10)
+    assert len(world.all(ev.InputCommitted)) == 2  # the rest of the sentence is a turn of its own
+    assert world.all(ev.SpeechStarted)[1].start >= final.end - WINDOW
+
+
+def test_taking_the_input_back_leaves_nothing() -> None:
+    world = World(QUESTION, sunny, settings(turn=TurnConfig.server_vad(silence_duration=1.5)))
+    world.at(3.0, ev.ClearInput())
+    world.run(8)
+    assert [outcome.reason for outcome in world.all(ev.Speculated)] == ["cleared"]
+    assert len(world.controller.context) == 0
+    assert world.controller.state is ev.State.SILENCE
+
+
+def test_new_instructions_discard_what_was_prepared_with_the_old() -> None:
+    turn = TurnConfig.server_vad(silence_duration=1.5)
+    world = World(QUESTION, sunny, settings(turn=turn))
+    world.at(3.0, ev.Configure(settings(turn=turn, instructions="Be rude.")))
+    world.at(3.0, ev.Configure(settings(turn=turn, instructions="Be rude.")))
+    world.run(8)
+    assert [outcome.reason for outcome in world.all(ev.Speculated)] == ["history"]
+    assert world.all(ev.StartReply)[-1].messages[0].content == "Be rude."
+
+
+def test_history_is_summarised_in_the_background() -> None:
+    said = [Said(10.0 * i + 0.5, 10.0 * i + 2.0, f"Tell me a long story about number {i}, please.") for i in range(6)]
+    long = settings(context=ContextConfig(budget=160))
+    world = World(said, lambda m: ["and so on " * 8], long).run(62)
+    assert world.all(ev.Summarise)
+    assert "They talked." in world.history()[0][1]
+    assert len([item for item in world.controller.context.items if isinstance(item, MessageItem)]) == 12
+    assert len(world.history()) < 13
+    for start in world.all(ev.StartReply):
+        assert sum(estimate_tokens(m.content) for m in start.messages) <= 160
+
+
+def test_a_reply_that_the_client_asked_for_waits_for_the_floor_and_survives_a_barge_in() -> None:
+    turn = TurnConfig.server_vad(create_response=False)
+    said = [Said(1.0, 2.0, "Hello there."), Said(2.9, 3.8, "One more thing.")]
+    world = World(said, sunny, settings(turn=turn), Delays(stt=1.0))
+    world.at(2.6, ev.CreateReply(ReplyOptions(metadata={"n": 1})))  # the first transcript is not known yet
+    world.run(12)
+    (started,) = world.all(ev.ReplyStarted)
+    assert started.metadata == {"n": 1}
+    messages = world.all(ev.StartReply)[0].messages
+    assert [m.content for m in messages] == ["Be brief.", "Hello there.", "One more thing."]
+
+
+def test_deleting_a_call_cancels_its_tool() -> None:
+    tools = (ToolSpec(Tool("weather")),)
+    world = World(QUESTION, asks("weather", "Sunny."), settings(tools=tools), Delays(tool=5.0), obedient=False).run(4)
+    call_item = next(n.item for n in world.all(ev.ReplyItemDone) if isinstance(n.item, CallItem))
+    world.at(4.0, ev.DeleteItem(call_item.id))
+    world.run(15)
+    assert len(world.all(ev.CancelTool)) == 1
+    assert world.history()[-1] == ("assistant", "Let me see. ")
 
 
 def test_text_only_replies_are_over_when_they_are_written() -> None:
@@ -438,3 +558,13 @@ def test_an_out_of_band_reply_leaves_no_trace() -> None:
     assert [m.content for m in start.messages] == ["Be brief.", "Classify this."]
     assert len(world.controller.context) == 0
     assert world.all(ev.ReplyDone)[0].status == "completed"
+
+
+def test_a_barge_in_leaves_written_out_of_band_replies_alone() -> None:
+    world = World([Said(1.2, 2.0, "Hello there.")], sunny, settings(), Delays(ttft=1.0))
+    world.at(1.0, ev.CreateReply(ReplyOptions(in_history=False, speak=False)))
+    world.at(1.0, ev.CreateReply())
+    world.run(8)
+    statuses = {done.reply_id: done.status for done in world.all(ev.ReplyDone)}
+    aside, cancelled, answer = [start.reply_id for start in world.all(ev.StartReply)]
+    assert (statuses[aside], statuses[cancelled], statuses[answer]) == ("completed", "cancelled", "completed")
