@@ -1,7 +1,6 @@
-"""The agent's side of the conversation: replies from their first token to their last sample.
+"""The agent's side of the conversation: which replies are made, held, committed, stopped and followed by others.
 
-A reply's events are published one by one: into the history, to the client, to the loudspeaker, to the tools. A
-speculation's events are held and published in one go when it is committed; `_publish` is the only way in.
+What a reply does to the world is in `publishing`.
 """
 
 from __future__ import annotations
@@ -9,24 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from stepaudio.agent import events as ev
-from stepaudio.agent.context import CallItem, Context, Item, MessageItem, OutputItem
+from stepaudio.agent.context import CallItem, Context, Item, MessageItem
 from stepaudio.agent.errors import RequestError
 from stepaudio.agent.playback import Playback
+from stepaudio.agent.publishing import Publisher
 from stepaudio.agent.settings import ReplyOptions, Settings
-from stepaudio.agent.speculation import (
-    NO_USAGE,
-    Reason,
-    Reply,
-    Speculation,
-    Statistics,
-    Throttle,
-    TurnClock,
-)  # fmt: skip
-from stepaudio.agent.tools import ToolLedger, ToolSpec, encode
-from stepaudio.speech.roles import Finish, Message, Speech, Tool, ToolCall
+from stepaudio.agent.speculation import Reason, Reply, Speculation, Statistics, Throttle, TurnClock
+from stepaudio.agent.tools import ToolLedger, encode
+from stepaudio.speech.roles import Message
 
 _ROUNDING = 0.05
 """Seconds by which a client may truncate past the end: it counts in milliseconds and plays in frames."""
@@ -41,7 +32,7 @@ class _Wanted:
 
 
 class Replies:
-    """Starts, publishes, commits and ends replies, and runs their tools. `out` takes what follows, in order."""
+    """Starts, holds, commits and stops replies. `out` takes what is to be done and told, in order."""
 
     def __init__(
         self,
@@ -58,17 +49,13 @@ class Replies:
         self.throttle = Throttle(settings.speculation.calm)
         self.statistics = Statistics()
         self.speculation: Speculation | None = None
-        self.active: Reply | None = None
-        """The reply in history that is being made."""
         self.filler_at: float | None = None
         """When a filler is due because a tool keeps everybody waiting."""
+        self._publisher = Publisher(context, playback, self.tools, new_id, out)
         self._new_id = new_id
         self._out = out
-        self._live: dict[str, Reply] = {}
         self._wanted: _Wanted | None = None
         self._announcement: str | None = None
-        self._clock: TurnClock | None = None
-        self._owing: dict[str, Reply] = {}
         self._rounds = 0
         self._fillers_said = 0
 
@@ -76,6 +63,11 @@ class Replies:
         self.settings = settings
         self.tools.limit = settings.parallel_tools
         self.throttle.calm = settings.speculation.calm
+
+    @property
+    def active(self) -> Reply | None:
+        """The reply in the history that is being made."""
+        return self._publisher.active
 
     def busy(self, now: float) -> bool:
         """Whether the agent speaks, is making a reply, or owes one."""
@@ -89,7 +81,7 @@ class Replies:
 
     def want(self, clock: TurnClock | None = None) -> None:
         """Owe a reply to the history as it will be when the floor is free; a request of the client's stands."""
-        self._rounds, self._clock = 0, clock
+        self._rounds, self._publisher.clock = 0, clock
         if self._wanted is None:
             self._wanted = _Wanted()
 
@@ -99,7 +91,7 @@ class Replies:
             self._begin(self._plan(options))
             return
         self._refuse_a_second()
-        self._rounds, self._clock = 0, None
+        self._rounds, self._publisher.clock = 0, None
         self._wanted = _Wanted(options, by_client=True)
 
     def announce(self, text: str) -> None:
@@ -163,11 +155,9 @@ class Replies:
         self._open(reply)
 
     def _open(self, reply: Reply) -> None:
-        reply.opened = True
-        self._live[reply.id] = reply
         if reply.options.in_history:
-            self.active, self.filler_at = reply, None
-        self._out(ev.ReplyStarted(reply.id, reply.start.speak, reply.options.in_history, reply.options.metadata))
+            self.filler_at = None
+        self._publisher.open(reply)
 
     # ------------------------------------------------------------ events of replies and tools
 
@@ -175,7 +165,7 @@ class Replies:
         """An event of a reply in the making. One of a reply that is not wanted any more is ignored."""
         speculation = self.speculation
         held = speculation is not None and speculation.reply.id == event.reply_id and not speculation.complete
-        reply = speculation.reply if speculation and held else self._live.get(event.reply_id)
+        reply = speculation.reply if speculation and held else self._publisher.live.get(event.reply_id)
         if reply is None:
             return
         if isinstance(event, ev.ReplyCall):
@@ -185,7 +175,7 @@ class Replies:
         if speculation and held:
             self._hold(speculation, event, now)
         else:
-            self._publish(reply, event, now)
+            self._publisher.publish(reply, event, now)
             self._follow(reply, now)
 
     def on_tool(self, event: ev.ToolFinished | ev.ToolFailed, now: float) -> None:
@@ -194,13 +184,13 @@ class Replies:
             event = ev.ToolFinished(event.call_id, encode({"error": event.message}))
         if not self.tools.settle(event.call_id):
             return
-        self._run(self.tools.start(now))
+        self._publisher.run(self.tools.start(now))
         if self.speculation and event.call_id in self.speculation.call_ids:
             self.speculation.hold(event, self.playback.rate)
             self._go_on(self.speculation)
         else:
-            reply = self._owing[event.call_id]
-            self._publish_result(event)
+            reply = self._publisher.owing[event.call_id]
+            self._publisher.publish_result(event)
             self._follow(reply, now)
 
     def tick(self, now: float, floor_free: bool) -> None:
@@ -275,16 +265,16 @@ class Replies:
         self.statistics.committed += 1
         self.statistics.lead += lead
         self._out(ev.Speculated(True, "", lead, speculation.tokens, speculation.seconds))
-        self._wanted, self._clock, self._rounds = None, clock, len(speculation.replies) - 1
+        self._wanted, self._publisher.clock, self._rounds = None, clock, len(speculation.replies) - 1
         replies = {reply.id: reply for reply in speculation.replies}
         for event in speculation.events:
             if isinstance(event, ev.ToolFinished):
-                self._publish_result(event)
+                self._publisher.publish_result(event)
                 continue
             reply = replies[event.reply_id]
             if not reply.opened:
                 self._open(reply)
-            self._publish(reply, event, now)
+            self._publisher.publish(reply, event, now)
         if not speculation.reply.opened:
             self._open(speculation.reply)
         self._follow(speculation.reply, now)
@@ -300,7 +290,7 @@ class Replies:
         if isinstance(event, ev.ReplyCall):
             spec = speculation.reply.specs.get(event.call.name)
             if spec is not None and spec.tool.read_only:
-                self._run(self.tools.request(event.call, spec, now))
+                self._publisher.run(self.tools.request(event.call, spec, now))
         if speculation.full:
             self._wait(speculation)
         self._go_on(speculation)
@@ -328,22 +318,22 @@ class Replies:
         is.
         """
         owed = self._wanted is not None
-        self._cut_playback(now)
-        for reply in list(self._live.values()):
+        self._publisher.silence(now)
+        for reply in list(self._publisher.live.values()):
             if reply.options.in_history or reply.start.speak:
-                self._cancel(reply, reason)
+                self._publisher.cancel(reply, reason)
                 said = reply.message is not None and bool(reply.message.text)
                 owed |= reply.options.in_history and (not said or bool(reply.call_ids))
         if self._wanted is not None and not self._wanted.by_client:
             self._wanted = None
-        self._announcement = self._clock = self.filler_at = None
+        self._announcement = self._publisher.clock = self.filler_at = None
         return owed
 
     def stop(self, reply_id: str | None) -> None:
         """The client cancels a reply; what was sent of its audio plays on until the client says otherwise."""
-        reply = self.active if reply_id is None else self._live.get(reply_id)
+        reply = self.active if reply_id is None else self._publisher.live.get(reply_id)
         if reply is not None:
-            self._cancel(reply, "client_cancelled")
+            self._publisher.cancel(reply, "client_cancelled")
         elif reply_id is None and self._owes:
             self._wanted = self._announcement = None
         else:
@@ -366,141 +356,25 @@ class Replies:
                 param="audio_end_ms",
             )
         self.playback.drop(item_id, now)
-        self._cut(item_id, seconds, "client")
-        if item.reply_id in self._live:
-            self._cancel(self._live[item.reply_id], "client_cancelled")
+        self._publisher.cut(item_id, seconds, "client")
+        if item.reply_id in self._publisher.live:
+            self._publisher.cancel(self._publisher.live[item.reply_id], "client_cancelled")
 
     def forget(self, item: Item, now: float) -> None:
         """An item was deleted: nothing about it is wanted any more."""
-        for reply in list(self._live.values()):
+        for reply in list(self._publisher.live.values()):
             if reply.message is not None and reply.message.id == item.id:
-                self._cancel(reply, "client_cancelled")
+                self._publisher.cancel(reply, "client_cancelled")
         self.playback.drop(item.id, now)
         self.playback.tracks.pop(item.id, None)
         if isinstance(item, CallItem):
-            self._owing.pop(item.call.id, None)
+            self._publisher.owing.pop(item.call.id, None)
             self._drop_calls({item.call.id}, now)
-
-    def _cancel(self, reply: Reply, reason: str) -> None:
-        self._out(ev.CancelReply(reply.id))
-        self._end(reply, "cancelled", reason)
 
     def _drop_calls(self, call_ids: set[str], now: float) -> None:
         for call_id in self.tools.drop(call_ids):
             self._out(ev.CancelTool(call_id))
-        self._run(self.tools.start(now))
-
-    def _cut_playback(self, now: float) -> None:
-        cut = self.playback.stop(now)
-        if cut or self.active is not None:
-            self._out(ev.StopPlayback())
-        for item_id, seconds in cut:
-            self._cut(item_id, seconds, "playback")
-
-    def _cut(self, item_id: str, seconds: float, by: Literal["client", "playback"]) -> None:
-        """Let an item end where it was heard to."""
-        text = self.playback.tracks[item_id].heard(seconds)
-        for reply in self._live.values():
-            if reply.message is not None and reply.message.id == item_id:
-                reply.cut = True
-                self._change(reply, replace(reply.message, text=text, seconds=seconds, status="incomplete"))
-        if item_id in self.context:
-            self.context.update(item_id, text=text, seconds=seconds, status="incomplete")
-        self._out(ev.ItemTruncated(item_id, seconds, text, by))
-
-    # ------------------------------------------------------------ publishing
-
-    def _publish(self, reply: Reply, event: ev.ReplyEvent, now: float) -> None:
-        match event:
-            case ev.ReplyText(_, text):
-                self._publish_text(reply, text, now)
-            case ev.ReplySpeech(_, speech):
-                self._publish_speech(reply, speech, now)
-            case ev.ReplyCall(_, call):
-                self._publish_call(reply, call, now)
-            case ev.ReplyFailed(_, message, code):
-                self._end(reply, "failed", code, error=message)
-            case ev.ReplyFinished(_, Finish("length") as finish):
-                self._end(reply, "incomplete", "max_output_tokens", finish)
-            case ev.ReplyFinished(_, finish):
-                self._end(reply, "completed", "", finish)
-
-    def _publish_text(self, reply: Reply, text: str, now: float) -> None:
-        item = self._message(reply)
-        item = replace(item, text=(item.text or "") + text)
-        self._change(reply, item)
-        self._out(ev.ReplyTextAdded(reply.id, item.id, reply.items.index(item), text))
-        if reply.start.speak:
-            self.playback.write(item.id, item.text or "")
-        else:
-            self._time(reply, now)
-
-    def _publish_speech(self, reply: Reply, speech: Speech, now: float) -> None:
-        item = self._message(reply)
-        self.playback.append(item.id, speech, now)
-        self._change(reply, replace(item, seconds=self.playback.tracks[item.id].seconds))
-        self._out(ev.Play(reply.id, item.id, speech))
-        self._time(reply, now)
-
-    def _publish_call(self, reply: Reply, call: ToolCall, now: float) -> None:
-        item = CallItem(self._new_id("item"), call, reply_id=reply.id)
-        self._add(reply, item)
-        self._out(ev.ReplyItemDone(reply.id, item, len(reply.items) - 1))
-        spec = reply.specs.get(call.name) or ToolSpec(Tool(call.name), client_side=not reply.options.in_history)
-        if spec.client_side:
-            reply.client_calls = True
-        else:
-            reply.call_ids.append(call.id)
-            self._owing[call.id] = reply
-            self._run(self.tools.request(call, spec, now))
-
-    def _publish_result(self, event: ev.ToolFinished) -> None:
-        self._owing.pop(event.call_id, None)
-        if self.context.awaits(event.call_id):
-            item = OutputItem(self._new_id("item"), event.call_id, event.output)
-            self._out(ev.ItemAdded(item, self.context.add(item)))
-
-    def _message(self, reply: Reply) -> MessageItem:
-        if reply.message is None:
-            item = MessageItem(self._new_id("item"), "assistant", "", status="in_progress", reply_id=reply.id)
-            reply.message = item
-            self._add(reply, item)
-        return reply.message
-
-    def _add(self, reply: Reply, item: Item) -> None:
-        previous = self.context.add(item) if reply.options.in_history else None
-        reply.items.append(item)
-        self._out(ev.ReplyItemAdded(reply.id, item, len(reply.items) - 1, previous))
-
-    def _change(self, reply: Reply, item: MessageItem) -> None:
-        """Replace the reply's message, in the history too if it is there."""
-        assert reply.message is not None
-        reply.items[reply.items.index(reply.message)] = reply.message = item
-        if item.id in self.context:
-            self.context.update(item.id, text=item.text, status=item.status, seconds=item.seconds)
-
-    def _end(
-        self,
-        reply: Reply,
-        status: Literal["completed", "cancelled", "failed", "incomplete"],
-        reason: str,
-        usage: Finish = NO_USAGE,
-        error: str = "",
-    ) -> None:
-        """Close the reply. Of one that broke off, history keeps the words whose audio was sent."""
-        if (item := reply.message) is not None:
-            if reply.start.speak and status in ("cancelled", "failed") and not reply.cut:
-                track = self.playback.tracks.get(item.id)
-                item = replace(item, text=track.heard(track.seconds) if track else "")
-            final = replace(item, status="completed" if status == "completed" else "incomplete")
-            self._change(reply, final)
-            self._out(ev.ReplyItemDone(reply.id, final, reply.items.index(final)))
-        reply.ended = True
-        del self._live[reply.id]
-        if self.active is reply:
-            self.active = None
-        items = tuple(reply.items)
-        self._out(ev.ReplyDone(reply.id, status, reason, items, usage, error, reply.options.metadata))
+        self._publisher.run(self.tools.start(now))
 
     def _follow(self, reply: Reply, now: float) -> None:
         """Owe the next reply when this one is over and has the results that it asked for.
@@ -509,7 +383,7 @@ class Replies:
         """
         if not reply.ended or not reply.call_ids:
             return
-        if any(call_id in self._owing for call_id in reply.call_ids):
+        if any(call_id in self._publisher.owing for call_id in reply.call_ids):
             if self.settings.fillers and reply.message is None and self.filler_at is None:
                 self.filler_at = now + self.settings.filler_after
         elif not reply.client_calls:
@@ -517,25 +391,3 @@ class Replies:
             if self._wanted is None and self._rounds < self.settings.tool_rounds:
                 self._wanted = _Wanted()
                 self._rounds += 1
-
-    def _run(self, calls: list[tuple[ToolCall, float]]) -> None:
-        for call, timeout in calls:
-            self._out(ev.RunTool(call, timeout))
-
-    def _time(self, reply: Reply, now: float) -> None:
-        """Report the latency of the turn with the first thing that the user gets of its reply."""
-        clock, self._clock = self._clock, None
-        if clock is not None:
-            zero = clock.speech_end
-            first_text = now if reply.first_text is None else reply.first_text
-            self._out(
-                ev.TurnTimed(
-                    clock.item_id,
-                    reply.id,
-                    clock.decided - zero,
-                    clock.transcribed - zero,
-                    first_text - zero,
-                    now - zero,
-                    reply.start.speculative,
-                )
-            )
