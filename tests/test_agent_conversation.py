@@ -104,6 +104,16 @@ def test_work_on_a_speculation_waits_while_the_user_makes_a_sound() -> None:
     assert world.history()[-1] == ("assistant", "".join(sunny(())))
 
 
+def test_a_full_ring_waits_for_the_commit_even_when_a_filler_is_over() -> None:
+    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.9, 3.2, "um")]
+    config = SpeculationConfig(seconds=0.5)
+    turn = TurnConfig.server_vad(silence_duration=1.0)
+    world = World(said, sunny, settings(turn=turn, speculation=config)).run(10)
+    assert len(world.all(ev.PauseReply)) == 1
+    assert not world.all(ev.ResumeReply)
+    assert world.history()[-1] == ("assistant", "".join(sunny(())))
+
+
 def test_a_turn_has_a_few_attempts_only() -> None:
     said = [Said(0.5 + i, 1.0 + i, f"word {i}") for i in range(6)]
     turn = TurnConfig.server_vad(silence_duration=0.8)
