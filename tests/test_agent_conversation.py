@@ -106,7 +106,7 @@ def test_work_on_a_speculation_waits_while_the_user_makes_a_sound() -> None:
 
 def test_a_full_ring_waits_for_the_commit_even_when_a_filler_is_over() -> None:
     said = [Said(0.5, 2.0, "What is the weather?"), Said(2.9, 3.2, "um")]
-    config = SpeculationConfig(seconds=0.5)
+    config = SpeculationConfig(seconds=1.0)
     turn = TurnConfig.server_vad(silence_duration=1.0)
     world = World(said, sunny, settings(turn=turn, speculation=config)).run(10)
     assert len(world.all(ev.PauseReply)) == 1
@@ -185,6 +185,20 @@ def test_after_a_barge_in_history_ends_with_the_last_word_heard(obedient: bool) 
     assert 5.0 < stop < 6.0
     (cut,) = world.all(ev.ItemTruncated)
     assert cut.seconds == pytest.approx(stop - start)
+
+
+def test_a_barge_in_into_a_reply_that_is_still_being_made() -> None:
+    """What was sent but not heard is not in the history either."""
+    said = [*QUESTION, Said(5.0, 7.0, "No, I mean tomorrow.")]
+    world = World(said, lambda m: ["one two three four "] * 20, settings(), Delays(tts=0.5)).run(10)
+    (start, _), (stop, _) = world.first(ev.Play), world.first(ev.StopPlayback)
+    cancelled = world.all(ev.ReplyDone)[0]
+    words = ("one two three four " * 20).split()
+    heard = [word for i, word in enumerate(words) if start + (i + 0.5) * 0.3 <= stop]
+    sent = sum(time <= stop for time, output in world.log if isinstance(output, ev.Play)) * 4
+    assert len(heard) < sent < 80
+    assert cancelled.status == "cancelled"
+    assert cancelled.items[0].text == world.history()[2][1] == " ".join(heard)
 
 
 @pytest.mark.parametrize("transport", ["elapsed", "media clock", "truncate"])
@@ -476,12 +490,13 @@ def test_new_instructions_discard_what_was_prepared_with_the_old() -> None:
 
 def test_history_is_summarised_in_the_background() -> None:
     said = [Said(10.0 * i + 0.5, 10.0 * i + 2.0, f"Tell me a long story about number {i}, please.") for i in range(6)]
-    long = settings(context=ContextConfig(budget=160))
-    world = World(said, lambda m: ["and so on " * 8], long).run(62)
+    long = settings(context=ContextConfig(budget=160), turn=TurnConfig.server_vad(silence_duration=1.0))
+    world = World(said, lambda m: ["and so on " * 8], long, Delays(summary=9.6)).run(62)
     assert world.all(ev.Summarise)
     assert "They talked." in world.history()[0][1]
     assert len([item for item in world.controller.context.items if isinstance(item, MessageItem)]) == 12
     assert len(world.history()) < 13
+    assert all(outcome.committed for outcome in world.all(ev.Speculated))  # a summary waits for them
     for start in world.all(ev.StartReply):
         assert sum(estimate_tokens(m.content) for m in start.messages) <= 160
 
@@ -506,6 +521,19 @@ def test_deleting_a_call_cancels_its_tool() -> None:
     world.run(15)
     assert len(world.all(ev.CancelTool)) == 1
     assert world.history()[-1] == ("assistant", "Let me see. ")
+
+
+def test_the_other_results_of_a_reply_count_when_one_of_its_calls_is_deleted() -> None:
+    tools = (ToolSpec(Tool("weather")), ToolSpec(Tool("traffic")))
+
+    def answer(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        return ["Sunny."] if messages[-1].role == "tool" else [ToolCall(n, n, {}) for n in ("weather", "traffic")]
+
+    world = World(QUESTION, answer, settings(tools=tools), Delays(tool=4.0)).run(4)
+    traffic = world.all(ev.ReplyItemDone)[1].item
+    world.at(4.0, ev.DeleteItem(traffic.id))
+    world.run(15)
+    assert world.history()[-1] == ("assistant", "Sunny.")
 
 
 def test_text_only_replies_are_over_when_they_are_written() -> None:

@@ -162,6 +162,7 @@ class Delays:
     ttft: float = 0.25
     tts: float = 0.05
     tool: float = 0.5
+    summary: float = 1.0
 
 
 @dataclass
@@ -255,7 +256,7 @@ class World:
             case ev.RunTool(call):
                 self.at(now + self.delays.tool, ev.ToolFinished(call.id, self.run_tool(call)), call.id)
             case ev.Summarise(job):
-                self.at(now + 1.0, ev.Summarised(job, "They talked."))
+                self.at(now + self.delays.summary, ev.Summarised(job, "They talked."))
 
     def _reply(self, start: ev.StartReply, now: float) -> None:
         time = now + self.delays.ttft

@@ -392,7 +392,6 @@ class Listener:
         turn.spoke_until = now - (position - turn.end)
         turn.decided = now
         self._close(turn, now)
-        self.input_start = position
 
     def _refuse_commit(self) -> NoReturn:
         raise RequestError(
