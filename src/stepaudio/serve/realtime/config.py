@@ -51,6 +51,7 @@ _DEFAULTS: dict[str, Any] = {
     },
 }
 _OF_TRANSCRIPTION = ("type", "audio", "include", "stepaudio")
+_OF_REPLIES = ("create_response", "interrupt_response", "idle_timeout_ms")
 
 
 class SessionConfig:
@@ -76,6 +77,8 @@ class SessionConfig:
         if self.transcribes_only:
             fields = {name: fields[name] for name in _OF_TRANSCRIPTION if name in fields}
             del fields["audio"]["output"]
+            for name in _OF_REPLIES:
+                (fields["audio"]["input"]["turn_detection"] or {}).pop(name, None)
             return {**fields, "object": "realtime.transcription_session", "id": session_id, "expires_at": expires_at}
         return {**fields, "object": "realtime.session", "id": session_id, "expires_at": expires_at}
 
