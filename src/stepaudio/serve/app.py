@@ -15,17 +15,20 @@ from stepaudio.serve import chat, errors, health, models, speech, transcriptions
 from stepaudio.serve.auth import ApiKeys, RequireKey
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
+from stepaudio.serve.realtime import keys, socket
+from stepaudio.serve.realtime.hub import Hub
 from stepaudio.serve.settings import Settings
 from stepaudio.serve.state import ServerState
 
 if TYPE_CHECKING:
+    from stepaudio.agent.tools import ToolProvider
     from stepaudio.speech.bundle import Bundle
 
 
-def create_app(bundle: Bundle, *, settings: Settings | None = None) -> FastAPI:
+def create_app(bundle: Bundle, *, settings: Settings | None = None, tools: ToolProvider | None = None) -> FastAPI:
     """The HTTP API over `bundle`, which is loaded while the app starts and stays the caller's to close.
 
-    `app.state.server` is the `ServerState` that other routers may share.
+    `app.state.server` is the `ServerState` that other routers may share. `tools` run here, in every realtime session.
     """
     settings = settings or Settings()
     server = ServerState(bundle, settings)
@@ -46,11 +49,13 @@ def create_app(bundle: Bundle, *, settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.server = server
+    app.state.realtime = Hub(server, tools)
     errors.install(app)
     app.include_router(health.router)
     # The key is checked by RequireKey; this makes the schema say so.
     security = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
-    for module in (models, speech, transcriptions, chat):
+    app.include_router(socket.router)
+    for module in (models, speech, transcriptions, chat, keys):
         app.include_router(module.router, dependencies=security)
 
     # The last one added is the outermost.

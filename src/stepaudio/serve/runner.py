@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 LAST_SECONDS = 1
 """What answers that need no slot get to end once the work has drained; whatever still runs then is cancelled."""
+
+WEBSOCKET: dict[str, Any] = {
+    "ws_max_size": 8 << 20,  # a larger event ends its connection with code 1009
+    "ws_per_message_deflate": False,  # audio in base64 hardly shrinks, and the memory is one window per client
+    "ws_ping_interval": 20.0,
+    "ws_ping_timeout": 20.0,
+}
 
 
 def serve(bundle: Bundle, host: str = "127.0.0.1", port: int = 8000, settings: Settings | None = None) -> None:
@@ -47,6 +54,7 @@ def serve(bundle: Bundle, host: str = "127.0.0.1", port: int = 8000, settings: S
             lifespan="on",
             timeout_graceful_shutdown=LAST_SECONDS,
             server_header=False,
+            **WEBSOCKET,
         )
         DrainingServer(config, app.state.server).run(sockets=[listener])
     if app.state.server.failure is not None:

@@ -37,6 +37,11 @@ class Settings:
     queue_timeout: float = 60.0
     """Longest wait for a slot, in seconds."""
 
+    max_sessions: int = 256
+    """Realtime sessions at the same time; the next one is refused."""
+    max_session_seconds: float = 3600.0
+    """Longest realtime session."""
+
     body_timeout: float = 15.0
     """Seconds a body may lag behind a pace of 16 KiB/s."""
     send_timeout: float = 30.0

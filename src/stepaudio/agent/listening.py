@@ -1,0 +1,415 @@
+"""The user's side of the conversation: turns, their transcripts, barge-in and backchannels.
+
+`Listener` decides when a turn begins, is confirmed, pauses and is over, and has the words of it made. It asks `Replies`
+to be silent, to prepare a reply, to commit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from stepaudio.agent import events as ev
+from stepaudio.agent.context import Context, MessageItem
+from stepaudio.agent.errors import RequestError
+from stepaudio.agent.playback import Playback
+from stepaudio.agent.replies import Replies
+from stepaudio.agent.settings import Settings
+from stepaudio.agent.speculation import TurnClock
+from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
+from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request
+
+_SHORTEST_COMMIT = 0.1
+_MOST_PENDING = 8
+"""Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A stretch of user speech: one item to be."""
+
+    item_id: str
+    start: float
+    end: float
+    confirmed: bool = False
+    over: bool = False
+    transcript: str | None = None
+    """Of everything up to `end`; None while it is not known."""
+    language: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    text_job: str | None = None
+    score_job: str | None = None
+    attempts: int = 0
+    voiced_before: float = 0.0
+    """Speech of this turn before it last resumed."""
+    owed: bool = False
+    """Whether it interrupted a reply of which nothing was heard."""
+    reply: bool = False
+    """Whether its end asks for a reply."""
+    spoke_until: float = 0.0
+    """Wall time of its last speech."""
+    decided: float = 0.0
+    """Wall time of the decision that it is over."""
+    transcribed: float = 0.0
+    """Wall time when its transcript was known."""
+
+
+class Listener:
+    """Follows the input of one conversation. `out` takes what is to be done and told, in order."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: Context,
+        playback: Playback,
+        replies: Replies,
+        new_id: Callable[[str], str],
+        out: Callable[[ev.Output], None],
+    ) -> None:
+        self.settings = settings
+        self.context = context
+        self.playback = playback
+        self.detector = TurnDetector(settings.turn)
+        self.turn: _Turn | None = None
+        """The turn that is running, confirmed or not."""
+        self.pending: dict[str, _Turn] = {}
+        """The turns that are over and wait for their transcripts, by item."""
+        self.input_start = 0.0
+        """Where the input that belongs to no turn begins."""
+        self._replies = replies
+        self._scorer = TextTurnScorer()
+        self._new_id = new_id
+        self._out = out
+
+    @property
+    def floor_free(self) -> bool:
+        """Whether nobody speaks, and everything that was said is known."""
+        return not self.pending and (self.turn is None or not self.turn.confirmed)
+
+    @property
+    def state(self) -> ev.State:
+        """The state of the conversation as far as the user makes it."""
+        if self.turn is not None and self.turn.confirmed:
+            return ev.State.USER_PAUSED if self.detector.phase == "paused" else ev.State.USER_SPEAKING
+        return ev.State.BOT_REPLYING if any(turn.reply for turn in self.pending.values()) else ev.State.SILENCE
+
+    @property
+    def keep_from(self) -> float:
+        """Seconds of input audio before which nothing will be asked for any more."""
+        starts = [turn.start for turn in self.pending.values()]
+        if self.turn is not None:
+            starts.append(self.turn.start)
+        elif self.settings.turn is None:
+            starts.append(self.input_start)
+        else:
+            ahead = self.settings.turn.prefix_padding + self.settings.turn.min_speech + WINDOW
+            starts.append(max(self.input_start, self.detector.position - ahead))
+        return min(starts)
+
+    def configure(self, settings: Settings, now: float) -> None:
+        if settings.turn != self.settings.turn:
+            self._abandon_turn(now)
+            self.detector.config = settings.turn or TurnConfig()
+            self.input_start = self.detector.position
+        self.settings = settings
+
+    # ------------------------------------------------------------ the turn
+
+    def on_window(self, probability: float, now: float) -> None:
+        """The next window of input."""
+        detector = self.detector
+        if self.settings.turn is None:
+            detector.skip()
+            return
+        for event in detector.push(probability):
+            match event:
+                case Started(at):
+                    self._on_started(at, now)
+                case Paused(at):
+                    self._on_paused(at, now)
+                case Resumed(at):
+                    self._on_resumed(at)
+                case Ended(_, end):
+                    self._on_ended(end, now)
+        turn = self.turn
+        if turn is None or detector.phase != "speaking":
+            return
+        if not turn.confirmed:
+            if detector.voiced >= self.settings.turn.interrupt_after or not self.playback.audible(now):
+                self._confirm(turn, now)
+        elif detector.voiced - turn.voiced_before > self.settings.speculation.filler:
+            speculation = self._replies.speculation
+            if speculation is not None and speculation.suspended:
+                self._replies.discard("resumed", now)
+
+    def _on_started(self, at: float, now: float) -> None:
+        assert self.settings.turn is not None
+        if self.turn is not None:  # what looked like a backchannel is not decided yet, and goes on
+            self.turn.over = False
+            self._forget_text(self.turn)
+            return
+        start = max(self.input_start, at - self.settings.turn.prefix_padding)
+        self.turn = _Turn(self._new_id("item"), start, at)
+        if self.settings.turn.interrupt_after == 0 or not self.playback.audible(now):
+            self._confirm(self.turn, now)
+
+    def _confirm(self, turn: _Turn, now: float) -> None:
+        """This is a turn, whatever the agent is doing."""
+        assert self.settings.turn is not None
+        turn.confirmed = True
+        self._out(ev.SpeechStarted(turn.item_id, turn.start))
+        if self.settings.turn.interrupt_response and self._replies.busy(now):
+            turn.owed = self._replies.interrupt(now)
+
+    def _on_paused(self, at: float, now: float) -> None:
+        turn, config = self.turn, self.settings.turn
+        assert turn is not None
+        assert config is not None
+        turn.end, turn.spoke_until = at, now - self.detector.silence
+        if turn.confirmed:
+            self._out(ev.SpeechPaused(turn.item_id, at))
+        if config.adaptive or not turn.confirmed or self._may_speculate:
+            self._ask_text(turn, final=False)
+        if self.settings.acoustic:
+            turn.score_job = self._new_id("job")
+            self._out(ev.Score(turn.score_job, turn.start, self.detector.position))
+
+    def _on_resumed(self, at: float) -> None:
+        turn = self.turn
+        assert turn is not None
+        turn.voiced_before = self.detector.voiced
+        self._forget_text(turn)
+        self._replies.suspend()
+        if turn.confirmed:
+            self._out(ev.SpeechResumed(turn.item_id, at))
+
+    def _on_ended(self, end: float, now: float) -> None:
+        turn = self.turn
+        assert turn is not None
+        turn.end, turn.decided = end, now
+        turn.spoke_until = now - (self.detector.position - end)
+        if turn.confirmed:
+            self._close(turn, now)
+        elif turn.transcript is not None:
+            self._drop_backchannel(turn)
+        else:
+            turn.over = True
+            if turn.text_job is None:
+                self._ask_text(turn, final=False)
+
+    def _close(self, turn: _Turn, now: float) -> None:
+        """The turn is over: its item enters the conversation, with its transcript if that is known."""
+        self.turn = None
+        config = self.settings.turn
+        if config is not None:
+            turn.reply = config.create_response
+            self._out(ev.SpeechStopped(turn.item_id, turn.end))
+        self.input_start = turn.end
+        item = MessageItem(turn.item_id, "user", None, seconds=turn.end - turn.start, status="in_progress")
+        with self._replies.own_change():
+            previous = self.context.add(item)
+        self._out(ev.InputCommitted(item.id, previous))
+        self._out(ev.ItemAdded(item, previous))
+        if turn.transcript is not None:
+            self._finish(turn, now)
+        else:
+            self._await_transcript(turn, now)
+
+    def _finish(self, turn: _Turn, now: float) -> None:
+        """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a reply."""
+        replies, text = self._replies, turn.transcript or ""
+        with replies.own_change():
+            item = self.context.update(turn.item_id, text=text, status="completed")
+        self._out(ev.TranscriptDone(item.id, text, turn.language, item.seconds))
+        speculation = replies.speculation
+        if speculation is not None and speculation.user.id == turn.item_id:
+            if text and turn.reply and speculation.answers(text, self.context.version):
+                replies.commit(self._clock(turn), now)
+                return
+            replies.discard("changed", now)
+        if text and turn.reply:
+            replies.want(self._clock(turn))
+        elif not text and turn.owed:
+            replies.want()
+
+    @staticmethod
+    def _clock(turn: _Turn) -> TurnClock:
+        return TurnClock(turn.item_id, turn.spoke_until, turn.decided, turn.transcribed)
+
+    def _drop_backchannel(self, turn: _Turn) -> None:
+        self.turn = None
+        if turn.transcript:
+            self._out(ev.Backchannel(turn.transcript))
+
+    # ------------------------------------------------------------ transcripts and scores
+
+    def _ask_text(self, turn: _Turn, *, final: bool, own_audio: bool = False) -> None:
+        turn.text_job = self._new_id("job")
+        # The tail of the pause goes along: soft final sounds lie below the threshold of the detector.
+        tail = self.settings.turn.pause if self.settings.turn is not None else 0.0
+        start = None if own_audio else turn.start
+        end = None if own_audio else min(turn.end + tail, self.detector.position)
+        language, hint = self.settings.language, self.settings.hint
+        self._out(ev.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
+
+    def _await_transcript(self, turn: _Turn, now: float, *, own_audio: bool = False) -> None:
+        self.pending[turn.item_id] = turn
+        if turn.text_job is None:
+            self._ask_text(turn, final=True, own_audio=own_audio)
+        if len(self.pending) > _MOST_PENDING:
+            oldest = next(iter(self.pending.values()))
+            self._out(ev.CancelTranscribe(oldest.text_job or ""))
+            self._fail(oldest, "The transcriber does not keep up.", now)
+
+    def _forget_text(self, turn: _Turn) -> None:
+        """The user goes on: what was known of the words, and how finished they looked, is out of date."""
+        if turn.text_job is not None:
+            self._out(ev.CancelTranscribe(turn.text_job))
+        turn.text_job = turn.score_job = turn.transcript = None
+        turn.scores.clear()
+
+    def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
+        """The words of a running or a closed turn are known."""
+        turn = self._find(job)
+        if turn is None:
+            return
+        turn.text_job, turn.transcript, turn.language, turn.transcribed = None, text, language, now
+        if turn is not self.turn:
+            del self.pending[turn.item_id]
+            self._finish(turn, now)
+            return
+        if not turn.confirmed:
+            if not text or is_backchannel(text):
+                if turn.over:
+                    self._drop_backchannel(turn)
+                return
+            self._confirm(turn, now)
+            if turn.over:
+                self._close(turn, now)
+                return
+            self._out(ev.SpeechPaused(turn.item_id, turn.end))
+        self._out(ev.TranscriptPartial(turn.item_id, text))
+        self._score(turn, "text", self._scorer.score(None, text, language))
+        self._attempt(turn, now)
+
+    def on_no_transcript(self, job: str, message: str, now: float) -> None:
+        """The transcriber has failed."""
+        turn = self._find(job)
+        if turn is None:
+            return
+        turn.text_job = None
+        if turn is not self.turn:
+            self._fail(turn, message, now)
+        elif turn.over:
+            self._drop_backchannel(turn)
+
+    def _fail(self, turn: _Turn, message: str, now: float) -> None:
+        """A closed turn stays without words; nobody replies to it."""
+        del self.pending[turn.item_id]
+        with self._replies.own_change():
+            self.context.update(turn.item_id, text="", status="incomplete")
+        self._out(ev.TranscriptFailed(turn.item_id, message))
+        speculation = self._replies.speculation
+        if speculation is not None and speculation.user.id == turn.item_id:
+            self._replies.discard("failed", now)
+        if turn.owed:
+            self._replies.want()
+
+    def on_score(self, job: str, probability: float) -> None:
+        """The acoustic scorer has judged the pause."""
+        if self.turn is not None and self.turn.score_job == job:
+            self._score(self.turn, "acoustic", probability)
+
+    def hear_item(self, item_id: str, now: float) -> None:
+        """Have the audio transcribed that came with an item."""
+        turn = _Turn(item_id, self.detector.position, self.detector.position)
+        self._await_transcript(turn, now, own_audio=True)
+
+    def forget(self, item_id: str) -> None:
+        """An item was deleted: its transcript is not wanted any more."""
+        turn = self.pending.pop(item_id, None)
+        if turn is not None:
+            self._forget_text(turn)
+
+    def retry(self, now: float) -> None:
+        """The history has changed under the speculation: prepare another if the user still pauses."""
+        if self.turn is not None and self.turn.transcript is not None and self.detector.phase == "paused":
+            self._attempt(self.turn, now)
+
+    def _find(self, job: str) -> _Turn | None:
+        turns = [*self.pending.values(), *([self.turn] if self.turn else [])]
+        return next((turn for turn in turns if turn.text_job == job), None)
+
+    def _score(self, turn: _Turn, scorer: str, probability: float) -> None:
+        turn.scores[scorer] = probability
+        self.detector.score = combine(turn.scores.values())
+
+    @property
+    def _may_speculate(self) -> bool:
+        config = self.settings.turn
+        return self.settings.speculation.enabled and config is not None and config.create_response
+
+    def _attempt(self, turn: _Turn, now: float) -> None:
+        """The user has paused and the words are known: prepare a reply, unless there is one to the same words."""
+        replies, text = self._replies, turn.transcript or ""
+        if replies.speculation is not None:
+            if replies.speculation.answers(text, self.context.version):
+                replies.keep()
+                return
+            replies.discard("changed", now)
+        likely = self.detector.score or 0.0
+        if (
+            self._may_speculate
+            and replies.active is None
+            and not self.pending
+            and turn.attempts < self.settings.speculation.attempts
+            and not same_request("", text)
+            and likely >= self.settings.speculation.least
+            and replies.throttle.allows(likely)
+        ):
+            turn.attempts += 1
+            replies.speculate(MessageItem(turn.item_id, "user", text), now)
+
+    # ------------------------------------------------------------ requests of the client
+
+    def commit_input(self, now: float) -> None:
+        """End the turn by hand."""
+        turn, position = self.turn, self.detector.position
+        if self.settings.turn is None:
+            if position - self.input_start < _SHORTEST_COMMIT:
+                self._refuse_commit()
+            turn = _Turn(self._new_id("item"), self.input_start, position, confirmed=True)
+        elif turn is None:
+            self._refuse_commit()
+        else:
+            ended = self.detector.finish()
+            if ended is not None:
+                turn.end = ended.end
+            if not turn.confirmed:
+                self._confirm(turn, now)
+        assert turn is not None
+        turn.spoke_until = now - (position - turn.end)
+        turn.decided = now
+        self._close(turn, now)
+
+    def _refuse_commit(self) -> NoReturn:
+        raise RequestError(
+            f"There is less than {_SHORTEST_COMMIT * 1000:.0f} ms of audio to commit: append some first.",
+            code="input_audio_buffer_commit_empty",
+        )
+
+    def clear_input(self, now: float) -> None:
+        """Drop the turn."""
+        self._abandon_turn(now)
+        self.input_start = self.detector.position
+        self._out(ev.InputCleared())
+
+    def _abandon_turn(self, now: float) -> None:
+        turn, self.turn = self.turn, None
+        self.detector.reset()
+        if turn is not None:
+            self._forget_text(turn)
+            self._replies.discard("cleared", now)
+            if turn.owed:
+                self._replies.want()

@@ -1,0 +1,383 @@
+"""The one actor of a live conversation: it feeds the `Controller` and carries out its commands on the models.
+
+Everything here happens on the event loop, one event after the other; the models work in threads. A model that fails
+or hangs ends one reply, one transcript or one tool call, never the session. An idle session owns no thread and no
+timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from stepaudio.agent import events as ev
+from stepaudio.agent.controller import Controller
+from stepaudio.agent.replying import Models, make_reply
+from stepaudio.agent.ring import InputRing
+from stepaudio.agent.scheduler import Scheduler, Ticket, Urgency
+from stepaudio.agent.settings import Settings
+from stepaudio.agent.tools import ClientTools, ToolProvider, encode
+from stepaudio.agent.turn import WINDOW
+from stepaudio.audio.pcm import Samples
+from stepaudio.errors import BusyError, StepAudioError
+from stepaudio.speech import aio
+from stepaudio.speech.roles import Sampling, TextDelta, ToolCall, Transcript
+from stepaudio.speech.transcribe import PartialTranscriber
+
+log = logging.getLogger("stepaudio.agent")
+
+RATE = 16_000
+"""Sample rate of the input: what the voice activity network and the transcribers listen at."""
+_SCORED_SECONDS = 8.0
+"""What an acoustic `TurnScorer` gets to hear of a turn, from its end."""
+_OVERDUE = 0.05
+"""Seconds until the next tick when one is due already and changed nothing."""
+_MOST_TOOL_THREADS = 16
+"""Tools that block may be given up, but not stopped; beyond so many a session starts no more."""
+
+
+_Failed = Callable[[str, str], ev.Event]
+
+
+class InputFullError(BusyError):
+    """More audio is waiting to be transcribed, or to be committed, than a session holds."""
+
+    code = "input_audio_buffer_full"
+
+
+class Session:
+    """One conversation over shared models.
+
+    `emit` is called, on the event loop, with every `Play`, every `StopPlayback` and every notice, in order. Replies
+    wait while `room` is not set: the transport clears it when its listener does not keep up. `patience` is how long
+    a reply may produce nothing before it counts as failed, `input_seconds` how much audio is held at most.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        scheduler: Scheduler,
+        emit: Callable[[ev.Output], None],
+        *,
+        settings: Settings | None = None,
+        tools: ToolProvider | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        new_id: Callable[[str], str] | None = None,
+        patience: float = 30.0,
+        input_seconds: float = 180.0,
+        room: asyncio.Event | None = None,
+    ) -> None:
+        self.controller = Controller(settings, rate=models.speaker.rate, new_id=new_id)
+        self._models = models
+        self._scheduler = scheduler
+        self._emit = emit
+        self._tools = tools or ClientTools()
+        self._clock = clock
+        self._patience = patience
+        self._room = room or asyncio.Event()
+        self._room.set()
+        self._most_input = round(input_seconds * RATE)
+        self._vad = models.vad.stream()
+        self._ring = InputRing()
+        self._attached: dict[str, Samples] = {}
+        self._language: str | None = None
+        self._work: dict[str, asyncio.Task[None]] = {}
+        self._tickets: dict[str, Ticket] = {}
+        self._going: dict[str, threading.Event] = {}
+        self._transcribing: dict[str, str] = {}
+        self._tool_threads = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due: float | None = None
+        self._pressure = 0.0
+        self._closed = False
+
+    # ------------------------------------------------------------ for the transport
+
+    def hear(self, samples: Samples) -> None:
+        """Take the next input [T] at `RATE`. Raises InputError for unusable samples, and InputFullError (nothing is
+        taken then) when the conversation does not come to an end with what it has."""
+        self._ring.forget(int(self.controller.keep_from * RATE))
+        if len(self._ring) + len(samples) > self._most_input:
+            raise InputFullError(
+                f"{len(self._ring) / RATE:.0f} s of audio wait already: commit or clear them, or send less at once.",
+                retry_after=5,
+            )
+        probabilities = self._vad.push(samples)
+        self._ring.push(samples)
+        for probability in probabilities:
+            self.handle(ev.Window(float(probability)))
+
+    def fill_window(self) -> None:
+        """Complete the last window with silence: what was heard so far is to be committed."""
+        self.hear(np.zeros(-self._ring.end % round(WINDOW * RATE), np.float32))
+
+    def create_item(self, event: ev.CreateItem, samples: Samples | None) -> None:
+        """Insert an item; `samples` [T] at `RATE` are the audio of one without a text. Raises RequestError."""
+        self.handle(event)
+        if samples is not None:  # in time: its transcription begins when the event loop gets to it
+            self._attached[event.item.id] = samples
+
+    def handle(self, event: ev.Event) -> None:
+        """Take an event and do what follows from it. Raises RequestError when a request does not fit."""
+        if self._closed:
+            return
+        for output in self.controller.handle(event, self._clock()):
+            self._carry_out(output)
+        self._set_timer()
+
+    async def close(self) -> None:
+        """Stop all work and wait, for a moment, until it has stopped."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._work.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+
+    # ------------------------------------------------------------ carrying out commands
+
+    def _carry_out(self, output: ev.Output) -> None:
+        match output:
+            case ev.Transcribe():
+                self._transcribing[output.job] = output.item_id
+                self._start(output.job, self._transcribe(output))
+            case ev.Score():
+                self._start(output.job, self._score(output))
+            case ev.StartReply():
+                self._start_reply(output)
+            case ev.RunTool(call):
+                self._start(call.id, self._run_tool(call))
+            case ev.Summarise():
+                self._start(output.job, self._summarise(output))
+            case ev.PauseReply(reply_id) if reply_id in self._going:
+                self._going[reply_id].clear()
+            case ev.ResumeReply(reply_id) if reply_id in self._going:
+                self._going[reply_id].set()
+            case ev.CommitReply(reply_id) if reply_id in self._going:
+                self._going[reply_id].set()
+                self._tickets[reply_id].hurry()
+            case ev.CancelReply(key) | ev.CancelTranscribe(key) | ev.CancelTool(key) if key in self._work:
+                self._work[key].cancel()
+            case ev.InputCommitted(item_id):
+                self._hurry_transcript(item_id)
+                self._emit(output)
+            case ev.Play() | ev.StopPlayback():
+                self._emit(output)
+            case _ if not isinstance(output, ev.Command):
+                self._emit(output)
+
+    def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        task = self._work[key] = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._ended(key))
+
+    def _ended(self, key: str) -> None:
+        self._work.pop(key, None)
+        self._tickets.pop(key, None)
+        self._going.pop(key, None)
+        self._transcribing.pop(key, None)
+
+    def _hurry_transcript(self, item_id: str) -> None:
+        """The turn is over: the transcript that was asked for at its last pause is awaited now."""
+        for job, item in self._transcribing.items():
+            if item == item_id and job in self._tickets:
+                self._tickets[job].hurry()
+
+    async def _guard(self, key: str, failed: _Failed, work: Callable[[_Watchdog], Coroutine[Any, Any, None]]) -> None:
+        """Await the work on a command. `failed(message, code)` is handled when a model fails; when it hangs, at once,
+        although the thread behind it may take its time to end."""
+
+        def late() -> None:
+            if key in self._going and not self._going[key].is_set():
+                watchdog.calm()  # it waits because it was told to
+            elif key in self._work:
+                self.handle(failed(f"The models did not answer within {self._patience:g} s.", "timeout"))
+                self._work[key].cancel()
+
+        watchdog = _Watchdog(self._patience, late)
+        try:
+            await work(watchdog)
+        except StepAudioError as error:
+            self.handle(failed(str(error), error.code))
+        except Exception:
+            log.exception("A model failed")
+            self.handle(failed("A model failed; the server's log holds the cause.", "internal_error"))
+        finally:
+            watchdog.stop()
+
+    # ------------------------------------------------------------ hearing
+
+    async def _transcribe(self, command: ev.Transcribe) -> None:
+        if command.start is None or command.end is None:
+            samples = self._attached.pop(command.item_id)
+        else:
+            samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
+        urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
+
+        def hear(cancel: threading.Event) -> Transcript:
+            turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
+            turn.push(samples)
+            return turn.flush(cancel)
+
+        async def work(watchdog: _Watchdog) -> None:
+            async with self._place(command.job, urgency):
+                transcript = await aio.run(hear)
+            self._language = transcript.language or self._language
+            self._tell_load()
+            self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
+
+        await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
+
+    def _place(self, key: str, urgency: Urgency) -> Ticket:
+        ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
+        return ticket
+
+    async def _score(self, command: ev.Score) -> None:
+        start = max(command.start, command.end - _SCORED_SECONDS)
+        samples = self._ring.read(int(start * RATE), int(command.end * RATE))
+        try:
+            async with self._place(command.job, Urgency.LIKELY):
+                score = await aio.run(lambda _: self._models.turn_scorer.score(samples, None, self._language))
+        except Exception:
+            log.exception("The acoustic turn scorer failed; the turn goes by its words")
+        else:
+            self.handle(ev.Scored(command.job, score))
+
+    # ------------------------------------------------------------ replying
+
+    def _start_reply(self, start: ev.StartReply) -> None:
+        going = self._going[start.reply_id] = threading.Event()
+        going.set()
+        lane = self._scheduler.replying
+        if start.speculative:
+            ticket = lane.ticket(Urgency.SPECULATIVE, give_up=partial(self.handle, ev.Load(1.0)))
+        else:
+            ticket = lane.ticket(Urgency.AWAITED)
+        self._tickets[start.reply_id] = ticket
+        language = self._language
+
+        def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
+            return make_reply(self._models, start, language=language, go=going, cancel=cancel)
+
+        async def work(watchdog: _Watchdog) -> None:
+            async with ticket, aclosing(aio.stream(make)) as events:
+                async for event in events:
+                    await self._room.wait()
+                    watchdog.calm()
+                    self.handle(event)
+
+        self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
+
+    def _tell_load(self) -> None:
+        """Before a speculation may start, say how busy the machine is."""
+        pressure = self._scheduler.replying.pressure
+        if pressure or self._pressure:
+            self._pressure = pressure
+            self.handle(ev.Load(pressure))
+
+    # ------------------------------------------------------------ tools and summaries
+
+    async def _run_tool(self, call: ToolCall) -> None:
+        try:
+            if self._tool_threads >= _MOST_TOOL_THREADS:
+                raise BusyError("Too many calls have not come to an end.")
+            result = await self._call_tool(call)
+            output = encode(await result if inspect.isawaitable(result) else result)
+        except Exception as error:
+            if not isinstance(error, StepAudioError):
+                log.warning("The tool %s failed", call.name, exc_info=error)
+            self.handle(ev.ToolFailed(call.id, str(error) or type(error).__name__))
+        else:
+            self.handle(ev.ToolFinished(call.id, output))
+
+    async def _call_tool(self, call: ToolCall) -> Any:
+        """In a thread, which may outlive the call: Python cannot stop it."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+
+        def settle(result: Any, error: BaseException | None) -> None:
+            self._tool_threads -= 1
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+        def work() -> None:
+            result, failure = None, None
+            try:
+                result = self._tools.run(call)
+            except BaseException as error:
+                failure = error
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(settle, result, failure)
+
+        self._tool_threads += 1
+        threading.Thread(target=work, name="stepaudio-tool", daemon=True).start()
+        return await answer
+
+    async def _summarise(self, command: ev.Summarise) -> None:
+        def write(cancel: threading.Event) -> str:
+            sampling = Sampling(max_tokens=256)
+            events = self._models.responder.respond(command.messages, sampling=sampling, cancel=cancel)
+            return "".join(event.text for event in events if isinstance(event, TextDelta))
+
+        async def work(watchdog: _Watchdog) -> None:
+            async with self._scheduler.replying.ticket(Urgency.BACKGROUND):
+                watchdog.calm()
+                text = await aio.run(write)
+            self.handle(ev.Summarised(command.job, text))
+
+        await self._guard(command.job, lambda *_: ev.SummariseFailed(command.job), work)
+
+    # ------------------------------------------------------------ time
+
+    def _set_timer(self) -> None:
+        due = self.controller.wake_at
+        if due == self._timer_due and self._timer is not None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_due = due
+        if due is not None:
+            delay = due - self._clock()
+            self._timer = asyncio.get_running_loop().call_later(delay if delay > 0 else _OVERDUE, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.handle(ev.Tick())
+
+
+class _Watchdog:
+    """Calls `late` when `calm` was not called for `patience` seconds."""
+
+    def __init__(self, patience: float, late: Callable[[], None]) -> None:
+        self._patience = patience
+        self._late = late
+        self._loop = asyncio.get_running_loop()
+        self.calm()
+        self._timer = self._loop.call_at(self._due, self._look)
+
+    def calm(self) -> None:
+        self._due = self._loop.time() + self._patience
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        if self._loop.time() >= self._due:
+            self._late()
+        if self._loop.time() < self._due:  # what is late for good is not told of twice
+            self._timer = self._loop.call_at(self._due, self._look)

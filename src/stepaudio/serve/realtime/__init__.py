@@ -1,0 +1,1 @@
+"""OpenAI's Realtime protocol: a live conversation over a WebSocket."""

@@ -1,0 +1,206 @@
+"""One client of the protocol: its events act on a session, what the session tells becomes events for it.
+
+No I/O: `receive` takes a message as JSON, `send` is called with every answer. A message that does not fit is answered
+with an `error` event that names it, and the session goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stepaudio.agent import context
+from stepaudio.agent import events as ev
+from stepaudio.agent.errors import RequestError
+from stepaudio.agent.replying import Models
+from stepaudio.agent.scheduler import Scheduler
+from stepaudio.agent.session import RATE, Session
+from stepaudio.agent.settings import ReplyOptions, Settings
+from stepaudio.agent.tools import ToolProvider
+from stepaudio.audio.pcm import Samples
+from stepaudio.errors import StepAudioError
+from stepaudio.serve.realtime import config as of
+from stepaudio.serve.realtime import schema
+from stepaudio.serve.realtime.config import SessionConfig
+from stepaudio.serve.realtime.encode import Encoder, Json
+from stepaudio.serve.realtime.formats import AudioDecoder
+from stepaudio.serve.realtime.items import item_json, parse_item
+
+_SLICE = RATE // 4
+"""Samples that are looked at in one go before others get their turn."""
+
+
+def new_id(kind: str) -> str:
+    """An id that nobody guesses and no other session has."""
+    return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+class Connection:
+    """A session and its client.
+
+    `send` is called on the event loop with each event, as JSON; `drop_audio` when audio that was sent and has not
+    left yet is not wanted any more. Replies wait until there is `room` for what they produce.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        scheduler: Scheduler,
+        config: SessionConfig,
+        send: Callable[[Json], None],
+        *,
+        room: asyncio.Event,
+        drop_audio: Callable[[], None],
+        tools: ToolProvider | None = None,
+        seconds: float = 3600.0,
+    ) -> None:
+        self.id = new_id("sess")
+        self.config = config
+        self.expires_at = int(time.time() + seconds)
+        self._send = send
+        self._drop_audio = drop_audio
+        self._tools = tools
+        self._encoder = Encoder(config, models.speaker.rate, new_id("conv"), new_id)
+        self._decoder = AudioDecoder(config.input["format"], RATE)
+        self.session = Session(
+            models, scheduler, self._tell, settings=self._settings(), tools=tools, new_id=new_id, room=room
+        )
+
+    def open(self) -> None:
+        """Greet the client."""
+        self._answer("session.created", session=self._shown())
+        self._answer(
+            "conversation.created",
+            conversation={"id": self._encoder.conversation_id, "object": "realtime.conversation"},
+        )
+
+    async def receive(self, message: object) -> None:
+        """Carry out one client event."""
+        event_id = message.get("event_id") if isinstance(message, dict) else None
+        try:
+            await self._carry_out(schema.parse_event(message))
+        except StepAudioError as error:
+            self.refuse(error, event_id if isinstance(event_id, str) else None)
+
+    def refuse(self, error: StepAudioError, event_id: str | None = None) -> None:
+        """Tell the client that something it sent was not carried out."""
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        param = getattr(error, "param", None)
+        fields = {"type": kind, "code": error.code, "message": str(error), "param": param, "event_id": event_id}
+        self._answer("error", error=fields)
+
+    async def close(self) -> None:
+        await self.session.close()
+
+    # ------------------------------------------------------------ what the client asks for
+
+    async def _carry_out(self, event: schema.ClientEvent) -> None:
+        handle = self.session.handle
+        match event:
+            case schema.Append():
+                await self._hear(self._decoder.push(event.audio))
+            case schema.SessionUpdate():
+                self._update(event.session)
+            case schema.Commit():
+                await self._hear(self._decoder.flush())
+                self.session.fill_window()
+                handle(ev.CommitInput())
+            case schema.Clear():
+                self._decoder.flush()
+                handle(ev.ClearInput())
+            case schema.ClearOutput():
+                handle(ev.ClearOutput())
+            case schema.ItemCreate():
+                self._create_item(event)
+            case schema.ItemRetrieve():
+                item = self.session.controller.context.get(event.item_id)
+                self._answer("conversation.item.retrieved", item=item_json(item))
+            case schema.ItemTruncate():
+                handle(ev.TruncateItem(event.item_id, event.audio_end_ms / 1000))
+            case schema.ItemDelete():
+                handle(ev.DeleteItem(event.item_id))
+            case schema.ResponseCreate():
+                self._refuse_responses()
+                handle(ev.CreateReply(self._options(event.response or schema.ResponseParams())))
+            case schema.ResponseCancel():
+                handle(ev.StopReply(event.response_id))
+
+    async def _hear(self, samples: Samples) -> None:
+        for start in range(0, len(samples), _SLICE):
+            self.session.hear(samples[start : start + _SLICE])
+            if start:
+                await asyncio.sleep(0)
+
+    def _update(self, patch: Json) -> None:
+        self.config = self._encoder.config = self.config.updated(patch)
+        if self._decoder.format != self.config.input["format"]:
+            self._decoder = AudioDecoder(self.config.input["format"], RATE)
+        self.session.handle(ev.Configure(self._settings()))
+        self._answer("session.updated", session=self._shown())
+
+    def _create_item(self, event: schema.ItemCreate) -> None:
+        item, audio = parse_item(event.item, new_id=new_id)
+        samples = None if audio is None else self._whole(audio)
+        self.session.create_item(ev.CreateItem(item, event.previous_item_id), samples)
+
+    def _whole(self, audio: str) -> Samples:
+        """The audio of an item, which is in the format of the session's input."""
+        decoder = AudioDecoder(self.config.input["format"], RATE)
+        return np.concatenate([decoder.push(audio), decoder.flush()])
+
+    def _options(self, params: schema.ResponseParams) -> ReplyOptions:
+        fields = params.model_dump(mode="json", exclude_none=True)
+        output = fields.get("audio", {}).get("output", {})
+        session = self.config.fields
+        return ReplyOptions(
+            instructions=fields.get("instructions"),
+            speak=of.speaks(fields["output_modalities"]) if "output_modalities" in fields else None,
+            voice=self.config.voice(output.get("voice")),
+            speed=output.get("speed"),
+            sampling=of.sampling(
+                fields.get("max_output_tokens", session["max_output_tokens"]), self.config.temperature
+            ),
+            tools=of.client_tools(fields["tools"]) if "tools" in fields else None,
+            tool_choice=of.tool_choice(fields["tool_choice"]) if "tool_choice" in fields else None,
+            input=None if params.input is None else tuple(map(self._input_item, params.input)),
+            in_history=params.conversation != "none",
+            metadata=params.metadata or {},
+        )
+
+    def _input_item(self, item: schema.InputItem) -> context.Item:
+        if isinstance(item, schema.ItemReference):
+            return self.session.controller.context.get(item.id)
+        parsed, audio = parse_item(item, new_id=new_id)
+        if audio is not None:
+            raise RequestError(
+                "Create an item with this audio first, then refer to it.",
+                code="invalid_value",
+                param="response.input",
+            )
+        return parsed
+
+    def _refuse_responses(self) -> None:
+        if self.config.transcribes_only:
+            raise RequestError("A transcription session makes no responses.", code="invalid_value", param="type")
+
+    # ------------------------------------------------------------ what the client is told
+
+    def _tell(self, output: ev.Output) -> None:
+        if isinstance(output, ev.StopPlayback):
+            self._drop_audio()
+        for event in self._encoder.encode(output):
+            self._send(event)
+
+    def _answer(self, type: str, **fields: Any) -> None:
+        self._send(self._encoder.event(type, **fields))
+
+    def _shown(self) -> Json:
+        return self.config.as_json(self.id, self.expires_at)
+
+    def _settings(self) -> Settings:
+        return self.config.settings(self._tools.specs() if self._tools else ())

@@ -1,0 +1,299 @@
+"""What the core tells, as server events of the protocol, in the documented order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from stepaudio.agent import events as ev
+from stepaudio.agent.context import CallItem, MessageItem
+from stepaudio.serve.realtime.config import SessionConfig
+from stepaudio.serve.realtime.formats import AudioEncoder
+from stepaudio.serve.realtime.items import item_json
+from stepaudio.speech.roles import Finish
+
+Json = dict[str, Any]
+AUDIO_DELTA = "response.output_audio.delta"
+
+
+@dataclass
+class _Response:
+    """A response that is being told."""
+
+    shown: Json
+    spoken: bool
+    in_history: bool
+    previous: dict[str, str | None] = field(default_factory=dict)
+    """What each of its items follows in the history."""
+    audio: AudioEncoder | None = None
+    audio_index: int = 0
+
+
+class Encoder:
+    """Notices in, server events out; `config` is the session's, kept up to date by its owner."""
+
+    def __init__(self, config: SessionConfig, rate: int, conversation_id: str, new_id: Callable[[str], str]) -> None:
+        self.config = config
+        self._rate = rate
+        self.conversation_id = conversation_id
+        self._new_id = new_id
+        self._responses: dict[str, _Response] = {}
+
+    def encode(self, output: ev.Output) -> Iterator[Json]:
+        """The events that tell of it, none for what the protocol has no word for."""
+        for event in self._events(output):
+            yield self.event(**event)
+
+    def event(self, type: str, **fields: Any) -> Json:
+        """An event with an id."""
+        return {"type": type, "event_id": self._new_id("event"), **fields}
+
+    def _events(self, output: ev.Output) -> Iterator[Json]:
+        match output:
+            case ev.Play():
+                yield from self._audio(output)
+            case ev.ReplyTextAdded():
+                yield from self._text(output)
+            case ev.ReplyStarted():
+                yield from self._started(output)
+            case ev.ReplyItemAdded():
+                yield from self._item_added(output)
+            case ev.ReplyItemDone(item=MessageItem() as item):
+                yield from self._message_done(output, item)
+            case ev.ReplyItemDone(item=CallItem() as item):
+                yield from self._call_done(output, item)
+            case ev.ReplyDone():
+                yield from self._done(output)
+            case ev.TranscriptDone() | ev.TranscriptFailed():
+                if self.config.tells_transcripts:
+                    yield from _transcript(output)
+            case _:
+                yield from self._input(output)
+        if self.config.extras.get("events"):
+            yield from _extension(output)
+
+    # ------------------------------------------------------------ the user's side
+
+    def _input(self, output: ev.Output) -> Iterator[Json]:
+        match output:
+            case ev.SpeechStarted(item_id, start):
+                yield {
+                    "type": "input_audio_buffer.speech_started",
+                    "item_id": item_id,
+                    "audio_start_ms": _ms(start),
+                }
+            case ev.SpeechStopped(item_id, end):
+                yield {"type": "input_audio_buffer.speech_stopped", "item_id": item_id, "audio_end_ms": _ms(end)}
+            case ev.InputCommitted(item_id, previous):
+                yield {"type": "input_audio_buffer.committed", "item_id": item_id, "previous_item_id": previous}
+            case ev.InputCleared():
+                yield {"type": "input_audio_buffer.cleared"}
+            case ev.InputTimeout(item_id, start, end):
+                yield {
+                    "type": "input_audio_buffer.timeout_triggered",
+                    "item_id": item_id,
+                    "audio_start_ms": _ms(start),
+                    "audio_end_ms": _ms(end),
+                }
+            case ev.ItemAdded(item, previous):
+                shown = item_json(item)
+                yield {"type": "conversation.item.added", "item": shown, "previous_item_id": previous}
+                yield {"type": "conversation.item.done", "item": shown, "previous_item_id": previous}
+            case ev.ItemDeleted(item_id):
+                yield {"type": "conversation.item.deleted", "item_id": item_id}
+            case ev.ItemTruncated(item_id, seconds, _, "client"):
+                yield {
+                    "type": "conversation.item.truncated",
+                    "item_id": item_id,
+                    "content_index": 0,
+                    "audio_end_ms": _ms(seconds),
+                }
+
+    # ------------------------------------------------------------ the agent's side
+
+    def _started(self, notice: ev.ReplyStarted) -> Iterator[Json]:
+        config = self.config
+        shown: Json = {
+            "id": notice.reply_id,
+            "object": "realtime.response",
+            "status": "in_progress",
+            "status_details": None,
+            "output": [],
+            "conversation_id": self.conversation_id if notice.in_history else None,
+            "output_modalities": ["audio"] if notice.speak else ["text"],
+            "max_output_tokens": config.fields["max_output_tokens"],
+            "audio": {"output": {"format": config.output["format"], "voice": _voice_name(config.output["voice"])}},
+            "metadata": dict(notice.metadata) or None,
+            "usage": None,
+        }
+        self._responses[notice.reply_id] = _Response(shown, notice.speak, notice.in_history)
+        yield {"type": "response.created", "response": shown}
+
+    def _item_added(self, notice: ev.ReplyItemAdded) -> Iterator[Json]:
+        response, item = self._responses[notice.reply_id], notice.item
+        shown = item_json(item, spoken=response.spoken)
+        shown["status"] = "in_progress"
+        if isinstance(item, MessageItem):
+            shown["content"] = []
+            if response.spoken:
+                response.audio = AudioEncoder(self.config.output["format"], self._rate)
+                response.audio_index = notice.index
+        else:
+            shown["arguments"] = ""
+        place = {"response_id": notice.reply_id, "output_index": notice.index}
+        yield {"type": "response.output_item.added", **place, "item": shown}
+        if response.in_history:
+            yield {"type": "conversation.item.added", "item": shown, "previous_item_id": notice.previous_item_id}
+            response.previous[item.id] = notice.previous_item_id
+        if isinstance(item, MessageItem):
+            yield {
+                "type": "response.content_part.added",
+                **_place(notice.reply_id, item.id, notice.index),
+                "part": _part("", response.spoken),
+            }
+
+    def _text(self, notice: ev.ReplyTextAdded) -> Iterator[Json]:
+        spoken = self._responses[notice.reply_id].spoken
+        name = "output_audio_transcript" if spoken else "output_text"
+        place = _place(notice.reply_id, notice.item_id, notice.index)
+        yield {"type": f"response.{name}.delta", **place, "delta": notice.text}
+
+    def _audio(self, play: ev.Play) -> Iterator[Json]:
+        response = self._responses[play.reply_id]
+        assert response.audio is not None
+        yield from self._deltas(response, play.reply_id, play.item_id, response.audio.push(play.speech.samples))
+
+    @staticmethod
+    def _deltas(response: _Response, reply_id: str, item_id: str, pieces: Iterator[str]) -> Iterator[Json]:
+        place = _place(reply_id, item_id, response.audio_index)
+        for piece in pieces:
+            yield {"type": AUDIO_DELTA, **place, "delta": piece}
+
+    def _message_done(self, notice: ev.ReplyItemDone, item: MessageItem) -> Iterator[Json]:
+        response, place = self._responses[notice.reply_id], _place(notice.reply_id, item.id, notice.index)
+        text = item.text or ""
+        if response.spoken:
+            if response.audio is not None and item.status == "completed":
+                yield from self._deltas(response, notice.reply_id, item.id, response.audio.flush())
+            yield {"type": "response.output_audio.done", **place}
+            yield {"type": "response.output_audio_transcript.done", **place, "transcript": text}
+        else:
+            yield {"type": "response.output_text.done", **place, "text": text}
+        yield {"type": "response.content_part.done", **place, "part": _part(text, response.spoken)}
+        yield from self._item_done(notice)
+
+    def _call_done(self, notice: ev.ReplyItemDone, item: CallItem) -> Iterator[Json]:
+        arguments = json.dumps(dict(item.call.arguments), ensure_ascii=False)
+        place = {"response_id": notice.reply_id, "item_id": item.id, "output_index": notice.index}
+        place["call_id"] = item.call.id
+        yield {"type": "response.function_call_arguments.delta", **place, "delta": arguments}
+        yield {
+            "type": "response.function_call_arguments.done",
+            **place,
+            "name": item.call.name,
+            "arguments": arguments,
+        }
+        yield from self._item_done(notice)
+
+    def _item_done(self, notice: ev.ReplyItemDone) -> Iterator[Json]:
+        response = self._responses[notice.reply_id]
+        shown = item_json(notice.item, spoken=response.spoken)
+        if response.in_history:
+            previous = response.previous[notice.item.id]
+            yield {"type": "conversation.item.done", "item": shown, "previous_item_id": previous}
+        yield {
+            "type": "response.output_item.done",
+            "response_id": notice.reply_id,
+            "output_index": notice.index,
+            "item": shown,
+        }
+
+    def _done(self, notice: ev.ReplyDone) -> Iterator[Json]:
+        response = self._responses.pop(notice.reply_id)
+        details: Json = {"type": notice.status}
+        if notice.status == "failed":
+            details["error"] = {"type": "server_error", "code": notice.reason, "message": notice.error}
+        elif notice.reason:
+            details["reason"] = notice.reason
+        shown = {
+            **response.shown,
+            "status": notice.status,
+            "status_details": None if notice.status == "completed" else details,
+            "output": [item_json(item, spoken=response.spoken) for item in notice.items],
+            "usage": _usage(notice.usage),
+        }
+        yield {"type": "response.done", "response": shown}
+
+
+def _place(reply_id: str, item_id: str, index: int) -> Json:
+    return {"response_id": reply_id, "item_id": item_id, "output_index": index, "content_index": 0}
+
+
+def _part(text: str, spoken: bool) -> Json:
+    return {"type": "audio", "transcript": text} if spoken else {"type": "text", "text": text}
+
+
+def _voice_name(voice: Any) -> str:
+    return str(voice["id"] if isinstance(voice, dict) else voice)
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _transcript(notice: ev.TranscriptDone | ev.TranscriptFailed) -> Iterator[Json]:
+    name = "conversation.item.input_audio_transcription"
+    place = {"item_id": notice.item_id, "content_index": 0}
+    if isinstance(notice, ev.TranscriptFailed):
+        error = {"type": "server_error", "code": "transcription_failed", "message": notice.message, "param": None}
+        yield {"type": f"{name}.failed", **place, "error": error}
+        return
+    if notice.text:
+        yield {"type": f"{name}.delta", **place, "delta": notice.text}
+    usage = {"type": "duration", "seconds": round(notice.seconds, 3)}
+    yield {"type": f"{name}.completed", **place, "transcript": notice.text, "usage": usage}
+
+
+def _usage(finish: Finish) -> Json:
+    """Tokens of the language model. Speech is text to it on both sides, so there are no audio tokens."""
+    cached = {"text_tokens": finish.cached_tokens, "audio_tokens": 0, "image_tokens": 0}
+    return {
+        "total_tokens": finish.prompt_tokens + finish.completion_tokens,
+        "input_tokens": finish.prompt_tokens,
+        "output_tokens": finish.completion_tokens,
+        "input_token_details": {
+            "text_tokens": finish.prompt_tokens,
+            "audio_tokens": 0,
+            "image_tokens": 0,
+            "cached_tokens": finish.cached_tokens,
+            "cached_tokens_details": cached,
+        },
+        "output_token_details": {"text_tokens": finish.completion_tokens, "audio_tokens": 0},
+    }
+
+
+# ---------------------------------------------------------------- what the protocol has no word for
+
+
+_EXTENSIONS: dict[type, str] = {
+    ev.StateChanged: "state.changed",
+    ev.SpeechPaused: "speech.paused",
+    ev.SpeechResumed: "speech.resumed",
+    ev.Backchannel: "backchannel",
+    ev.TranscriptPartial: "transcript.partial",
+    ev.ItemTruncated: "item.heard",
+    ev.Speculated: "speculation",
+    ev.TurnTimed: "turn.timed",
+}
+"""Notices that go out as they are, as `stepaudio.NAME`, to clients that ask for them; times are in seconds."""
+
+
+def _extension(output: ev.Output) -> Iterator[Json]:
+    name = _EXTENSIONS.get(type(output))
+    if name is not None:
+        fields = asdict(output)
+        if isinstance(output, ev.StateChanged):
+            fields["state"] = output.state.value
+        yield {"type": f"stepaudio.{name}", **fields}
