@@ -11,7 +11,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 import stepaudio
-from stepaudio.serve import chat, errors, health, models, speech, transcriptions
+from stepaudio.serve import chat, errors, health, models, page, speech, transcriptions
 from stepaudio.serve.auth import ApiKeys, RequireKey
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
@@ -52,6 +52,7 @@ def create_app(bundle: Bundle, *, settings: Settings | None = None, tools: ToolP
     app.state.realtime = Hub(server, tools)
     errors.install(app)
     app.include_router(health.router)
+    app.include_router(page.router)
     # The key is checked by RequireKey; this makes the schema say so.
     security = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(socket.router)
