@@ -88,7 +88,7 @@ def test_a_spoken_question_is_answered_aloud(open_page: Any) -> None:
     assert "sky" in page.locator(".turn.user .said").first.inner_text().lower()
     page.wait_for_selector(".turn.agent .said:not(:empty)", timeout=30_000)
     page.wait_for_selector(".bar", timeout=30_000, state="attached")
-    page.wait_for_function("document.getElementById('state').dataset.state === 'silence'", timeout=60_000)
+    page.wait_for_selector("#state[data-state=silence]", timeout=60_000)
     written = page.locator(".turn.agent .said").first.inner_text()
     said = heard(page).lower()
     words = {word.strip(".,!?").lower() for word in written.split()}

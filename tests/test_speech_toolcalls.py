@@ -201,8 +201,6 @@ LEAVES = st.none() | st.booleans() | st.floats() | st.text(max_size=5)
 VALUES = st.recursive(
     LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=5
 )
-    LEAVES, lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3), max_leaves=5
-)
 
 
 @given(VALUES)

@@ -202,14 +202,14 @@ class Wave {
     paint.clearRect(0, 0, canvas.width, canvas.height);
     const width = canvas.width / this.you.length;
     const side = (line, colour, sign) => {
-      paint.fillStyle = style.getPropertyValue(colour);
+      paint.fillStyle = colour;
       line.forEach((level, index) => {
         const height = Math.max(1, level * (middle - 2));
         paint.fillRect(index * width, sign > 0 ? middle - height : middle, width - 1, height);
       });
     };
-    side(this.you, "--transcribe", 1);
-    side(this.agent, "--audio", -1);
+    side(this.you, style.color, 1);
+    side(this.agent, style.borderTopColor, -1);
     requestAnimationFrame(() => this.draw());
   }
 }
@@ -279,7 +279,15 @@ class Session {
     });
   }
 
+  // Silence now; the agent's words end where the listener's hearing did.
+  interrupt() {
+    const cut = this.speaker.stop();
+    if (cut) this.send({ type: "conversation.item.truncate", item_id: cut.id, content_index: 0, audio_end_ms: cut.ms });
+  }
+
   write(text) {
+    this.send({ type: "response.cancel" });
+    this.interrupt();
     this.send({ type: "conversation.item.create",
       item: { type: "message", role: "user", content: [{ type: "input_text", text }] } });
     this.send({ type: "response.create" });
@@ -313,8 +321,7 @@ const HANDLERS = {
     if (error.code !== "response_cancel_not_active") problem(error.message);
   },
   "input_audio_buffer.speech_started": (s, { item_id }) => {
-    const cut = s.speaker.stop();
-    if (cut) s.send({ type: "conversation.item.truncate", item_id: cut.id, content_index: 0, audio_end_ms: cut.ms });
+    s.interrupt();
     log.write(item_id, "user", "…", { pending: true });
   },
   "conversation.item.input_audio_transcription.delta": (s, { item_id, delta }) => {
