@@ -35,7 +35,7 @@ def test_help_loads_nothing_heavy() -> None:
         "from stepaudio.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'torch', 'onnxruntime', 'fastapi', 'av', 'soundfile', 'faster_whisper'} & set(sys.modules)\n"
+        "heavy = {'numpy', 'torch', 'onnxruntime', 'fastapi', 'av', 'soundfile', 'ctranslate2'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
@@ -99,6 +99,16 @@ def test_talk_answers_aloud(tmp_path: Path) -> None:
     assert turn["answer"]
     assert 0 < turn["latency"]["transcribe"] <= turn["latency"]["first_token"] <= turn["latency"]["first_audio"]
     assert (probe(reply).seconds or 0) > 0.5
+
+
+@pytest.mark.weights
+def test_a_conversation_never_loads_torch() -> None:
+    code = (
+        "import sys, stepaudio\n"
+        f"list(stepaudio.load('tiny').answer({str(EXAMPLES / 'question-zh.flac')!r}))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
 @pytest.mark.weights

@@ -191,8 +191,9 @@ def test_without_a_gate_any_length_is_heard(whisper: WhisperTranscriber, count: 
 def test_thirty_seconds_are_taken_and_more_are_not(
     whisper: WhisperTranscriber, speak: Callable[[str], Samples]
 ) -> None:
-    audio = np.tile(speak(SENTENCES[2]), 30)[: 30 * RATE]
-    assert whisper.transcribe(audio).text.count("sky") > 8
+    spoken = np.concatenate([speak(text) for text in SENTENCES])
+    audio = np.concatenate([spoken, np.zeros(30 * RATE - len(spoken), np.float32)])
+    assert plain(whisper.transcribe(audio).text).replace("10", "ten") == plain(" ".join(SENTENCES))
     with pytest.raises(InputError, match="30 s"):
         whisper.transcribe(np.append(audio, np.float32(0)))
 

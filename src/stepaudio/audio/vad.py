@@ -132,23 +132,18 @@ def segments(
     vad: SileroVad,
     *,
     max_seconds: float,
-    min_seconds: float = 0.0,
     pause: float = 0.5,
-    long_pause: float = 2.0,
     pad: float = 0.25,
 ) -> Iterator[Stretch]:
     """Cut a stream of 16 kHz audio into stretches of speech, in order and without overlap, in constant memory.
 
-    A stretch ends at a pause of `pause` seconds; one that is shorter than `min_seconds` waits for a `long_pause`, so
-    that short utterances travel together. `pad` seconds around the speech are kept. A stretch that reaches
+    A stretch ends at a pause of `pause` seconds; `pad` seconds around its speech are kept. A stretch that reaches
     `max_seconds` is cut where speech is least likely in its second half. Every window that holds speech is in
     exactly one stretch. Raises InputError for unusable samples or limits.
     """
     cutter = _Cutter(
         longest=int(max_seconds * RATE) // WINDOW,
-        shortest=_windows(min_seconds),
         pause=_windows(pause),
-        long_pause=_windows(max(pause, long_pause)),
         pad=_windows(pad),
     )
     stream = vad.stream()
@@ -188,14 +183,13 @@ class _Cutter:
     `_spoken` is the number of them up to and including the last one with speech; 0 means that nobody speaks.
     """
 
-    def __init__(self, *, longest: int, shortest: int, pause: int, long_pause: int, pad: int) -> None:
+    def __init__(self, *, longest: int, pause: int, pad: int) -> None:
         if longest < 2 * (pad + 1) or pad > pause or pause < 1:
             raise InputError(
                 f"cannot cut at pauses of {pause} windows with {pad} windows of padding into stretches of at most "
                 f"{longest} windows (of 32 ms): allow longer stretches, or pad less"
             )
-        self._longest, self._shortest = longest, shortest
-        self._pause, self._long_pause, self._pad = pause, long_pause, pad
+        self._longest, self._pause, self._pad = longest, pause, pad
         self._held: list[tuple[Samples, float]] = []
         self._start = 0  # position of the first held window in the stream
         self._spoken = 0
@@ -208,8 +202,7 @@ class _Cutter:
             self._drop(len(self._held) - self._pad)
         if not self._spoken:
             return
-        quiet = len(self._held) - self._spoken
-        if quiet >= (self._pause if self._spoken >= self._shortest else self._long_pause):
+        if len(self._held) - self._spoken >= self._pause:
             yield from self._take(self._spoken + self._pad)
         elif len(self._held) == self._longest:
             yield from self._take(self._least_likely() + 1)

@@ -136,9 +136,7 @@ def answer(
         yield from events
 
 
-def _with_system(
-    history: Sequence[Message], instructions: str | None, tools: Sequence[Tool]
-) -> Sequence[Message]:
+def _with_system(history: Sequence[Message], instructions: str | None, tools: Sequence[Tool]) -> Sequence[Message]:
     if history and history[0].role == "system":
         return history
     return [Message("system", spoken(instructions, tools=bool(tools))), *history]

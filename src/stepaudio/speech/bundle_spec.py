@@ -49,7 +49,9 @@ _LOCAL = "pip install 'stepaudio[local]'"
 _TORCH = "pip install torch==2.13.0"
 BACKENDS: Mapping[str, Backend] = {
     "silero": Backend("stepaudio.audio.vad:SileroVad", {"onnxruntime": _LOCAL}),
-    "whisper": Backend("stepaudio.speech.backends.whisper:WhisperTranscriber", {"faster_whisper": _LOCAL}),
+    "whisper": Backend(
+        "stepaudio.speech.backends.whisper:WhisperTranscriber", {"ctranslate2": _LOCAL, "tokenizers": _LOCAL}
+    ),
     "llamacpp": Backend("stepaudio.speech.backends.llamacpp:LlamaCppResponder", {"xllamacpp": _LOCAL}),
     "openai": Backend("stepaudio.speech.backends.openai:OpenAIResponder"),
     "onnx_voice": Backend(

@@ -20,9 +20,6 @@ from stepaudio.audio.vad import SileroVad, check_samples, segments
 from stepaudio.errors import Cancelled
 from stepaudio.speech.roles import Transcriber, Transcript, Word
 
-MIN_SECONDS = 6.0
-"""Utterances shorter than this are heard together with their neighbours: a subtitle's length, and enough to tell the
-language."""
 SURE = 0.5
 """Below this confidence a language that was taken over from earlier in the recording is detected again."""
 
@@ -55,7 +52,7 @@ def transcribe(
     if isinstance(blocks, np.ndarray):
         blocks = [blocks]
     known = language
-    for stretch in segments(_until(blocks, cancel), vad, max_seconds=transcriber.max_seconds, min_seconds=MIN_SECONDS):
+    for stretch in segments(_until(blocks, cancel), vad, max_seconds=transcriber.max_seconds):
         heard = transcriber.transcribe(stretch.samples, language=known, prompt=prompt, words=words, cancel=cancel)
         if language is None and known is not None and heard.confidence < SURE:
             again = transcriber.transcribe(stretch.samples, prompt=prompt, words=words, cancel=cancel)

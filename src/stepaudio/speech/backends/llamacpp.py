@@ -9,34 +9,26 @@ that a reply pays only for the tokens that are new.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
-import os
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from stepaudio.errors import BackendError, BusyError, Cancelled, InputError, IntegrityError, MissingError
+from stepaudio.errors import BackendError, BusyError, Cancelled, InputError
 from stepaudio.speech import prompts
+from stepaudio.speech.backends.llama_server import load
 from stepaudio.speech.roles import Finish, Message, ReplyEvent, Sampling, TextDelta, Tool, ToolCall
 from stepaudio.speech.threads import pump
-from stepaudio.speech.toolcalls import CallError, CallFinder, Toolbox
+from stepaudio.speech.toolcalls import Attempt, CallError, CallFinder, Toolbox
 
-# Prompts are evaluated in steps of this many tokens. llama.cpp looks at cancellations, and at the other slots,
-# between steps only; larger steps gain little on a CPU.
-_STEP_TOKENS = 32
-# Evaluated prompts of conversations that lost their slot are kept in host memory up to this size
-# (28 KiB per token with a 1.5B Qwen2.5, 12 KiB with a 0.5B).
-_CACHE_MIB = 512
 _POLL_SECONDS = 0.02
-_SIGACTION_BYTES = 256  # more than `struct sigaction` takes on any platform
 
 
 class LlamaCppResponder:
@@ -58,6 +50,8 @@ class LlamaCppResponder:
         system: str | None = None,
         queue_seconds: float = 10.0,
     ) -> None:
+        if min(context, slots, threads) < 1:
+            raise InputError("context, slots and threads must be at least 1")
         self.context_tokens = context
         self._system = system
         self._queue_seconds = queue_seconds
@@ -65,7 +59,10 @@ class LlamaCppResponder:
         self._free = threading.Semaphore(slots)
         self._closed = threading.Event()
         self._key = secrets.token_urlsafe(24)
-        self._server = _load(model, context, slots, threads, self._key)
+        self._server = load(model, context=context, slots=slots, threads=threads, key=self._key)
+        if self._tokens("<|im_start|>") != 1:
+            self.close()
+            raise InputError(f"{model} does not speak ChatML; serve it elsewhere and use the backend `openai`")
         self.warm(())
 
     def respond(
@@ -89,7 +86,7 @@ class LlamaCppResponder:
         reply = _Reply(self, self._prompt(messages, tools if tool_choice != "none" else ()), sampling, cancel)
         with self._slot(cancel):
             if not tools or tool_choice == "none":
-                yield from map(TextDelta, reply.text())
+                yield from reply.text()
             elif tool_choice == "auto":
                 yield from reply.text_and_calls(toolbox)
             else:
@@ -111,16 +108,7 @@ class LlamaCppResponder:
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """Tokens that this history takes as a prompt, system prompt and tools included."""
-        server = self._open()
-        connection = http.client.HTTPConnection(urlsplit(server.listening_address).netloc, timeout=10)
-        body = {"content": self._prompt(messages, tools), "parse_special": True}
-        try:
-            connection.request("POST", "/tokenize", json.dumps(body), {"Authorization": f"Bearer {self._key}"})
-            return len(json.load(connection.getresponse())["tokens"])
-        except (OSError, ValueError, KeyError) as error:
-            raise BackendError(f"llama.cpp could not count tokens: {error}") from error
-        finally:
-            connection.close()
+        return self._tokens(self._prompt(messages, tools))
 
     def close(self) -> None:
         """Stop what is running and free the model, which is gone when the last reply has stopped.
@@ -130,7 +118,9 @@ class LlamaCppResponder:
         self._closed.set()
         self._server = None
 
-    def complete(self, request: Mapping[str, Any], usage: _Usage, cancel: threading.Event | None) -> Iterator[str]:
+    def complete(
+        self, request: Mapping[str, Any], usage: _Usage, cancel: threading.Event | None
+    ) -> Generator[str, None, None]:
         """Stream the text of one completion. The caller holds a slot; it is idle again when this ends."""
         server = self._open()
 
@@ -144,12 +134,24 @@ class LlamaCppResponder:
             )
 
         # No bound on the queue: llama.cpp does not wait for its reader, and a reply is at most `context` tokens.
-        for chunk in pump(work, cancel=cancel):
-            if "error" in chunk:
-                raise _failure(chunk["error"], self.context_tokens)
-            if text := usage.read(chunk):
-                yield text
+        with contextlib.closing(pump(work, cancel=cancel)) as chunks:
+            for chunk in chunks:
+                if "error" in chunk:
+                    raise _failure(chunk["error"])
+                if text := usage.read(chunk):
+                    yield text
         self._open()
+
+    def _tokens(self, text: str) -> int:
+        connection = http.client.HTTPConnection(urlsplit(self._open().listening_address).netloc, timeout=10)
+        body = json.dumps({"content": text, "parse_special": True})
+        try:
+            connection.request("POST", "/tokenize", body, {"Authorization": f"Bearer {self._key}"})
+            return len(json.load(connection.getresponse())["tokens"])
+        except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+            raise BackendError(f"llama.cpp could not count tokens: {error}") from error
+        finally:
+            connection.close()
 
     def _check(self, cancel: threading.Event | None) -> None:
         if cancel is not None and cancel.is_set():
@@ -215,22 +217,24 @@ class _Reply:
         self._usage = _Usage()
         self._called = False
 
-    def text(self) -> Iterator[str]:
-        return self._complete(self._prompt)
+    def text(self) -> Iterator[ReplyEvent]:
+        with contextlib.closing(self._complete(self._prompt)) as pieces:
+            for piece in pieces:
+                yield TextDelta(piece)
 
     def text_and_calls(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
         """The model first names what it will do, then does it."""
         answer = prompts.answer_tool(toolbox.tools).name
         name = self._choose([answer, *toolbox.tools])
         if name != answer:
-            yield self._write_call(self._prompt, toolbox, toolbox.tools[name])
+            yield from self._write_call(self._prompt, toolbox, toolbox.tools[name])
             return
         # It may write a call all the same.
         failed = yield from self._parts(self._prompt, toolbox)
         if failed is None:
             return
         if failed.error.tool is not None:
-            yield self._write_call(failed.written, toolbox, failed.error.tool)
+            yield from self._write_call(failed.written, toolbox, failed.error.tool)
             return
         told = Message("tool", json.dumps({"error": str(failed.error)}, ensure_ascii=False))
         failed = yield from self._parts(
@@ -242,19 +246,17 @@ class _Reply:
     def forced_call(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
         names = list(toolbox.tools) if toolbox.choice == "required" else [toolbox.choice]
         name = self._choose(names) if len(names) > 1 else names[0]
-        yield self._write_call(self._prompt, toolbox, toolbox.tools[name])
+        yield from self._write_call(self._prompt, toolbox, toolbox.tools[name])
 
     def _choose(self, names: Sequence[str]) -> str:
         """The name that the model would call, among these."""
         # The grammar starts inside the quotes: a prompt must not end where a token of the model would go on.
+        prompt = f'{self._prompt}{prompts.CALL_OPENING}{{"name": "'
         alternatives = " | ".join(f'"{name}"' for name in names)
-        name = "".join(
-            self._complete(
-                f'{self._prompt}{prompts.CALL_OPENING}{{"name": "', grammar=f'root ::= ({alternatives}) "\\""'
-            )
-        ).removesuffix('"')
+        request = {"prompt": prompt, "grammar": f'root ::= ({alternatives}) "\\""', "temperature": 0}
+        name = "".join(self._responder.complete(request, self._usage, self._cancel)).removesuffix('"')
         if name not in names:
-            raise BackendError(f"the model chose no tool; it was cut off after {name!r}")
+            raise BackendError(f"the model chose no tool but {name!r}; shorten the history or raise the context")
         return name
 
     def finish(self) -> Finish:
@@ -267,11 +269,11 @@ class _Reply:
         finder = CallFinder()
         written = prompt
         called = False
-        for piece in _then_none(self._complete(prompt)):
-            for part in finder.flush() if piece is None else finder.push(piece):
+        with contextlib.closing(self._complete(prompt)) as pieces:
+            for part in chain(chain.from_iterable(map(finder.push, pieces)), _last(finder)):
                 if isinstance(part, str):
                     if called and part.strip():
-                        return None
+                        break
                     written += part
                     if not called:
                         yield TextDelta(part)
@@ -288,22 +290,21 @@ class _Reply:
                     yield call
         return None
 
-    def _write_call(self, written: str, toolbox: Toolbox, tool: Tool) -> ToolCall:
-        """A call of `tool` after what is `written`, under the grammar of its schema."""
+    def _write_call(self, written: str, toolbox: Toolbox, tool: Tool) -> Iterator[ToolCall]:
+        """A call of `tool` after what is `written`, under the grammar of its schema; none when it was cut off."""
         opening = f'{prompts.CALL_OPENING}{{"name": {json.dumps(tool.name)}, "arguments":'
         schema = {"type": "object", **tool.parameters}
         arguments = "".join(self._complete(written + opening, schema=schema))
+        if self._usage.reason == "length":
+            return
         try:
             call = toolbox.check(tool.name, arguments)
         except CallError as error:
-            cut = " (it was cut off at max_tokens)" if self._usage.reason == "length" else ""
-            raise BackendError(f"the model wrote no usable call of {tool.name}{cut}: {error}") from error
+            raise BackendError(f"the model wrote no usable call of {tool.name}: {error}") from error
         self._called = True
-        return call
+        yield call
 
-    def _complete(
-        self, prompt: str, *, schema: Mapping[str, Any] | None = None, grammar: str | None = None
-    ) -> Iterator[str]:
+    def _complete(self, prompt: str, *, schema: Mapping[str, Any] | None = None) -> Generator[str, None, None]:
         sampling = self._sampling
         request: dict[str, Any] = {
             "prompt": prompt,
@@ -318,8 +319,6 @@ class _Reply:
             request["seed"] = sampling.seed
         if schema is not None:
             request["json_schema"] = schema
-        elif grammar is not None:
-            request["grammar"] = grammar
         elif sampling.stop:
             request["stop"] = list(sampling.stop)
         return self._responder.complete(request, self._usage, self._cancel)
@@ -334,98 +333,20 @@ class _Failed:
     error: CallError
 
 
-def _then_none(pieces: Iterator[str]) -> Iterator[str | None]:
-    yield from pieces
-    yield None
+def _last(finder: CallFinder) -> Iterator[str | Attempt]:
+    """What is left in the finder once all text is in."""
+    yield from finder.flush()
 
 
-def _failure(error: Mapping[str, Any], context: int) -> Exception:
+def _failure(error: Mapping[str, Any]) -> Exception:
     """What llama.cpp's error object means to the caller."""
     message = str(error.get("message", error))
     if error.get("type") == "exceed_context_size_error":
         return InputError(
-            f"the conversation takes {error['n_prompt_tokens']} tokens but at most {context - 1} fit; "
+            f"the conversation takes {error['n_prompt_tokens']} tokens but at most {error['n_ctx'] - 1} fit; "
             "shorten the history or raise the context",
             param="messages",
         )
     if error.get("type") == "invalid_request_error":
         return InputError(f"llama.cpp refused the request: {message}")
     return BackendError(f"llama.cpp failed: {message}")
-
-
-def _load(model: Path, context: int, slots: int, threads: int, key: str) -> Any:
-    xllamacpp = _import()
-    _check_gguf(model)
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model)
-    params.n_ctx = context * slots
-    params.n_parallel = slots
-    params.n_batch = params.n_ubatch = _STEP_TOKENS
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.cache_ram_mib = _CACHE_MIB
-    params.fit_params = False
-    params.verbosity = -1
-    # The binding always opens an HTTP server on a free loopback port; nobody else may use it.
-    params.api_keys = [key]
-    params.ui = params.endpoint_slots = False
-    params.n_threads_http = 1
-    try:
-        with _signals_kept():
-            return xllamacpp.Server(params)
-    except RuntimeError as error:
-        raise IntegrityError(
-            f"llama.cpp cannot load {model}: the file is damaged or of a kind it does not know, or memory ran out; "
-            "fetch it again with `stepaudio pull`"
-        ) from error
-
-
-def _import() -> Any:
-    """Import xllamacpp with OpenMP threads that sleep at a barrier instead of spinning.
-
-    Spinning gains a tenth on an idle machine and loses nine tenths when anything else wants the cores, such as a
-    speaker at work on the first clause. OpenMP reads the policy when its library is loaded, and never again.
-    """
-    policy = "OMP_WAIT_POLICY"
-    ours = policy not in os.environ
-    if ours:
-        os.environ[policy] = "passive"
-    try:
-        import xllamacpp
-    except ImportError as error:
-        raise MissingError(
-            f"xllamacpp cannot be imported ({error}); run: pip install 'stepaudio[local]', "
-            "and install libgomp (Debian: apt install libgomp1) if that is what is missing"
-        ) from error
-    finally:
-        if ours:
-            del os.environ[policy]
-    return xllamacpp
-
-
-def _check_gguf(model: Path) -> None:
-    if not model.is_file():
-        raise MissingError(f"there is no model file {model}; fetch it with `stepaudio pull`")
-    with model.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise IntegrityError(f"{model} is not a GGUF file; fetch it again with `stepaudio pull`")
-
-
-@contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep this process's SIGINT and SIGTERM handlers, which llama.cpp's server replaces with its own.
-
-    Goes through libc, since Python's `signal` module may only be used from the main thread and cannot see what C
-    code installed.
-    """
-    if os.name != "posix":
-        yield
-        return
-    libc = ctypes.CDLL(None)
-    kept = {number: ctypes.create_string_buffer(_SIGACTION_BYTES) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, action in kept.items():
-        libc.sigaction(int(number), None, action)
-    try:
-        yield
-    finally:
-        for number, action in kept.items():
-            libc.sigaction(int(number), action, None)

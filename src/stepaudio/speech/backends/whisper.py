@@ -40,7 +40,6 @@ _LOUDEST = 1.25  # the features of a window reach this, so that the ready-made s
 _QUIETEST = _LOUDEST - 2.0  # 80 dB less: features are clamped there, and silence lies there
 _STATE = 320  # samples per encoder state: a window is a whole number of them
 _STATES = 1500  # in a full window
-_TIMED_SECONDS = 10.0  # from this length on, the text is decoded with time stamps: without, voices are skipped
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
@@ -227,9 +226,7 @@ class WhisperTranscriber:
         self, memory: Any, length: int, language: str, prompt: str | None, cancel: Event | None, *, beam: int
     ) -> _Decoded:
         before = " ".join(part for part in (_STYLE.get(language), prompt) if part)
-        start = [self._start, self._language_token(language), self._transcribe]
-        if length < _TIMED_SECONDS * self.rate:
-            start.append(self._untimed)
+        start = [self._start, self._language_token(language), self._transcribe, self._untimed]
         if before:
             text = self._tokenizer.encode(f" {before}", add_special_tokens=False).ids
             start = [self._previous, *text[-_MAX_PROMPT:], *start]
