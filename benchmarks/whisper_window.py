@@ -18,6 +18,8 @@ from pathlib import Path
 
 import jiwer
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from stepaudio.audio.io import read
 from stepaudio.audio.pcm import Samples
@@ -96,7 +98,8 @@ def main() -> None:
     if arguments.variants:
         variants = {name: variants[name] for name in arguments.variants}
     tallies: dict[tuple[str, str], Tally] = {}
-    for clip in list(clips(arguments.speech))[:: arguments.every]:
+    chosen = list(clips(arguments.speech))[:: arguments.every]
+    for clip in track(chosen, "hearing", console=Console(stderr=True)):
         for name, hear in variants.items():
             record(tallies.setdefault((clip.group, name), Tally()), clip, hear, arguments.repeat)
     rows = [summarise(group, name, tally) for (group, name), tally in sorted(tallies.items())]

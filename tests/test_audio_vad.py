@@ -153,11 +153,11 @@ def test_impossible_limits_are_refused(limits: dict[str, float]) -> None:
 
 
 runs = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.2, 0.45, 0.55, 0.7, 0.95]), st.integers(1, 60)), min_size=1, max_size=12
+    st.tuples(st.sampled_from([0.0, 0.2, 0.45, 0.55, 0.7, 0.95]), st.integers(1, 40)), min_size=1, max_size=8
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     runs=runs,
     lengths=st.lists(st.integers(1, 40_000), min_size=1, max_size=4),

@@ -159,7 +159,7 @@ def test_warming_a_history_leaves_only_the_turn(responder: LlamaCppResponder) ->
 @pytest.mark.weights
 def test_greedy_and_seeded_replies_repeat(responder: LlamaCppResponder) -> None:
     hot = Sampling(max_tokens=16, temperature=1.2, seed=7)
-    assert ask(responder, "Tell me a story.", sampling=SHORT) == ask(responder, "Tell me a story.", sampling=SHORT)
+    assert len({ask(responder, "Tell me a story.", sampling=SHORT)[0] for _ in range(2)}) == 1
     texts = {ask(responder, "Tell me a story.", sampling=hot)[0] for _ in range(2)}
     assert len(texts) == 1
 

@@ -47,7 +47,7 @@ class Scripted:
     """Says what `hear` makes of the audio and the language asked for, and remembers every call."""
 
     rate = RATE
-    languages = ("en", "zh")
+    languages: tuple[str, ...] = ("en", "zh")
     max_seconds = 30.0
 
     def __init__(self, hear: Callable[[Samples, str | None], Transcript]) -> None:
@@ -170,9 +170,20 @@ def test_cancelling_stops_the_reading() -> None:
         list(transcribe(length_hearer(), blocks(), vad=LoudnessVad(), cancel=cancel))
 
 
+def test_a_whole_recording_can_be_cancelled_in_the_middle() -> None:
+    cancel = Event()
+
+    def hear(samples: Samples, language: str | None) -> Transcript:
+        cancel.set()
+        return Transcript("", "en", 1.0)
+
+    with pytest.raises(Cancelled):
+        list(transcribe(Scripted(hear), recording(tone(2), silence(60)), vad=LoudnessVad(), cancel=cancel))
+
+
 def test_unusable_samples_are_refused() -> None:
     with pytest.raises(InputError, match="float32"):
-        list(transcribe(length_hearer(), np.zeros(100), vad=LoudnessVad()))  # type: ignore[arg-type]
+        list(transcribe(length_hearer(), np.zeros(100), vad=LoudnessVad()))
 
 
 # ---------------------------------------------------------------- joining and writing
@@ -312,6 +323,14 @@ def test_chinese_grows_by_characters() -> None:
         turn.push(tone(1))
         shown.append(turn.partial().text)
     assert shown == ["今天天", "今天天汽", "今天天气好"]
+
+
+def test_the_caller_may_fill_its_buffer_again() -> None:
+    turn = PartialTranscriber(Scripted(lambda samples, _: Transcript(str(samples.max()), "en", 1.0)))
+    buffer = tone(1)
+    turn.push(buffer)
+    buffer[:] = 0
+    assert turn.flush().text == "0.5"
 
 
 def test_nothing_new_costs_nothing() -> None:

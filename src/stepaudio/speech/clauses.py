@@ -127,11 +127,11 @@ class ClauseCutter:
 
     def _cut_without_mark(self, char: str, gap: bool) -> int | None:
         """Cut a clause that has grown long: before a function word, at last anywhere between words."""
-        soft, hard = (5, 8) if self._first and self.eager else (32, 44)
+        soft, hard = (4, 7) if self._first and self.eager else (32, 44)
         text = self._text
         if _HAN.match(text[-1]):
             # A Han character holds about half of what an English word does.
-            soft, hard = (6, 10) if self._first and self.eager else (48, 64)
+            soft, hard = (5, 10) if self._first and self.eager else (48, 64)
             if self._beats < soft or not _HAN.match(char):
                 return None
             if char in _HAN_FOLLOWERS:

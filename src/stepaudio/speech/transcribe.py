@@ -50,7 +50,7 @@ def transcribe(
     unusable samples, Cancelled.
     """
     if isinstance(blocks, np.ndarray):
-        blocks = [blocks]
+        blocks = np.split(blocks, range(transcriber.rate, len(blocks), transcriber.rate))  # so that cancel is seen
     known = language
     for stretch in segments(_until(blocks, cancel), vad, max_seconds=transcriber.max_seconds):
         heard = transcriber.transcribe(stretch.samples, language=known, prompt=prompt, words=words, cancel=cancel)
@@ -195,7 +195,8 @@ class PartialTranscriber:
 
     Each partial hears all of the turn again, so it costs as much as a transcript. What two partials in a row agree on
     from the start does not change any more in later ones (local agreement; Liu et al. 2020, Macháček et al. 2023); the
-    final transcript of `flush` is free to be better. A turn that outgrows `max_seconds` is settled piece by piece.
+    final transcript of `flush` is free to be better. A turn that outgrows `max_seconds` is settled piece by piece. For
+    one thread at a time.
     """
 
     def __init__(self, transcriber: Transcriber, *, language: str | None = None, prompt: str | None = None) -> None:
@@ -215,7 +216,7 @@ class PartialTranscriber:
         """Add samples [T]. Raises InputError."""
         if not len(check_samples(samples)):
             return
-        self._blocks.append(samples)
+        self._blocks.append(samples.copy())  # the caller may fill the array again
         self._heard = None
 
     def partial(self, cancel: Event | None = None) -> Transcript:

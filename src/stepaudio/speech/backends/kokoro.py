@@ -14,6 +14,7 @@ from stepaudio.speech.backends.onnx_graph import open_session, run
 from stepaudio.speech.roles import Samples
 
 _STYLE_ROWS, _STYLE_DIM = 510, 256
+_LONGEST_END = 8.0  # frames of 25 ms that the last mark and the end may take
 
 
 class Kokoro:
@@ -27,7 +28,12 @@ class Kokoro:
     max_phonemes = 300
 
     def __init__(self, *, model: Path, vocab: Path, voices: Path, threads: int) -> None:
-        self._session = open_session(model, durations="/encoder/Clip_output_0", threads=threads)
+        self._session = open_session(
+            model,
+            durations="/encoder/Clip_output_0",
+            limited=("/encoder/Cast_output_0", "/encoder/Clip_capped_0"),
+            threads=threads,
+        )
         try:
             content = json.loads(vocab.read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -45,7 +51,16 @@ class Kokoro:
     ) -> tuple[Samples, NDArray[np.int64]]:
         """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum."""
         style = self._style(voice)[min(len(ids) - 2, _STYLE_ROWS - 1)]
-        feed = {"tokens": np.array([ids], np.int64), "style": style, "speed": np.array([speed], np.float32)}
+        # The pause after the last word is cut to what its mark asks for, so it need not be rendered in full. That
+        # before the first cannot be shortened: the first syllable would suffer.
+        longest = np.full((1, len(ids)), np.inf, np.float32)
+        longest[0, -2:] = _LONGEST_END / speed
+        feed = {
+            "tokens": np.array([ids], np.int64),
+            "style": style,
+            "speed": np.array([speed], np.float32),
+            "longest": longest,
+        }
         samples, frames = run(self._session, feed, cancel)
         return samples, frames.reshape(-1).astype(np.int64)
 

@@ -9,12 +9,15 @@ from typing import Any
 from stepaudio.errors import BackendError, Cancelled, MissingError
 
 
-def open_session(path: Path, *, durations: str, threads: int) -> Any:
+def open_session(path: Path, *, durations: str, threads: int, limited: tuple[str, str] | None = None) -> Any:
     """An onnxruntime session of the model at `path` with its inner tensor `durations` as one more output.
 
     Both voices compute the frames per phoneme and keep them to themselves. Two protobuf messages one after the other
     are read as one merged message (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a graph that
     holds nothing but the output is put behind the model; no ONNX library is needed to edit it.
+
+    With `limited`, the output of the node that reads the durations and a name as long as that of the durations, the
+    model gets one more input, `longest` [1, P]: no phoneme P lasts longer, whatever the model thinks.
     Raises MissingError when the file or onnxruntime is not there, BackendError when the model does not load.
     """
     try:
@@ -23,14 +26,22 @@ def open_session(path: Path, *, durations: str, threads: int) -> Any:
         raise MissingError('speaking needs onnxruntime: pip install "stepaudio[local]"') from error
     if not path.is_file():
         raise MissingError(f"the voice model {path} is not there; `stepaudio doctor` says how to get it")
-    graph, output, name = 7, 12, 1  # field numbers: ModelProto.graph, GraphProto.output, ValueInfoProto.name
-    tail = _field(graph, _field(output, _field(name, durations.encode())))
+    model = path.read_bytes()
+    if limited is None:
+        tail = _output(durations)
+    else:
+        reader, capped = limited
+        read = _field(_NODE_INPUT, durations.encode()) + _field(_NODE_OUTPUT, reader.encode())
+        if model.count(read) != 1 or len(capped) != len(durations):
+            raise BackendError(f"the voice model {path} is not the one that is known here")
+        model = model.replace(read, read.replace(durations.encode(), capped.encode()))
+        tail = _minimum(durations, "longest", capped) + _input("longest") + _output(capped)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(path.read_bytes() + tail, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model + _field(_GRAPH, tail), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise BackendError(f"the voice model {path} does not load: {error}") from error
 
@@ -65,6 +76,31 @@ def run(session: Any, feed: dict[str, Any], cancel: threading.Event | None) -> l
         finished.set()
         watcher.join()
     return outputs
+
+
+# Field numbers: ModelProto.graph; GraphProto.node, .input, .output; NodeProto.input, .output, .op_type;
+# ValueInfoProto.name, .type; TypeProto.tensor_type; TypeProto.Tensor.elem_type.
+_GRAPH, _GRAPH_NODE, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 1, 11, 12
+_NODE_INPUT, _NODE_OUTPUT, _NODE_TYPE = 1, 2, 4
+_VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = 1, 2, 1, 1
+_FLOAT = 1
+
+
+def _output(name: str) -> bytes:
+    return _field(_GRAPH_OUTPUT, _field(_VALUE_NAME, name.encode()))
+
+
+def _input(name: str) -> bytes:
+    """A float input of any shape."""
+    float_tensor = _varint(_ELEMENT_TYPE << 3) + _varint(_FLOAT)
+    kind = _field(_VALUE_TYPE, _field(_TENSOR_TYPE, float_tensor))
+    return _field(_GRAPH_INPUT, _field(_VALUE_NAME, name.encode()) + kind)
+
+
+def _minimum(first: str, second: str, name: str) -> bytes:
+    """A node that computes the smaller of two tensors, element by element."""
+    inputs = _field(_NODE_INPUT, first.encode()) + _field(_NODE_INPUT, second.encode())
+    return _field(_GRAPH_NODE, inputs + _field(_NODE_OUTPUT, name.encode()) + _field(_NODE_TYPE, b"Min"))
 
 
 def _field(number: int, payload: bytes) -> bytes:

@@ -59,14 +59,15 @@ class WhisperTranscriber:
     """A multilingual Whisper in a CTranslate2 folder.
 
     `languages` are those it listens for when the caller names none; any other that the model knows may be named.
-    Without a `vad`, silence is transcribed too, and Whisper makes up words for it. Raises MissingError.
+    Without a `vad`, silence is transcribed too, and Whisper makes up words for it. Raises MissingError,
+    and BackendError for weights that cannot be loaded.
     """
 
     rate = 16_000
     max_seconds = WINDOW_SECONDS
     tail = 0.5
     """Seconds of silence that are encoded together with the speech."""
-    shortest = 2.0
+    shortest = 5.0
     """Seconds that are encoded at least: a word alone needs more silence around it."""
     memory = WINDOW_SECONDS
     """Seconds that the decoder looks at: what was encoded, then ready-made silence."""
