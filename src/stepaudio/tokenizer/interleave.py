@@ -1,13 +1,14 @@
 """Two code streams as one token sequence, and back.
 
-Linguistic codes L (16.67 Hz) and semantic codes S (25 Hz) are laid out in groups of `a` linguistic and `b` semantic
-codes; with the default 2:3 a group is 120 ms. Group g holds L[2g], L[2g+1], S[3g], S[3g+1], S[3g+2].
-Language models see the codes as ids: a linguistic code c is 65536 + c, a semantic code s is 66560 + s. In print they
-are `<audio_c>` and `<audio_{1024+s}>` (arXiv 2502.11946 and its released tokenizer).
+Linguistic codes L (16.67 Hz) and semantic codes S (25 Hz) are laid out in groups of `a` linguistic and `b`
+semantic codes; with the default 2:3 a group is 120 ms. Group g holds L[2g], L[2g+1], S[3g], S[3g+1],
+S[3g+2]. Language models see the codes as ids: a linguistic code c is 65536 + c, a semantic code s is
+66560 + s. In print they are `<audio_c>` and `<audio_{1024+s}>` (arXiv 2502.11946 and its released tokenizer).
 
-What is left after the last whole group is kept as a shorter last group (`tail="keep"`, the default here, loses
-nothing) or dropped from both streams (`tail="drop"`, what the released tokenizer does). Either way a sequence is
-taken apart by the kind of its tokens and checked against the layout, so damaged sequences are refused.
+What is left after the last whole group is kept as a shorter last group (`tail="keep"`, the default here,
+loses nothing) or dropped from both streams (`tail="drop"`, what the released tokenizer does). Either way a
+sequence is taken apart by the kind of its tokens and checked against the layout, so damaged sequences are
+refused.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ def from_lm_ids(ids: ArrayLike) -> Codes:
     values = _integers(ids, "LM id")
     outside = (values < LM_OFFSET) | (values >= LM_OFFSET + AUDIO_TOKENS)
     if outside.any():
-        raise InputError(
-            f"LM id {values[outside][0]} is no audio token: those are {LM_OFFSET} to {LM_OFFSET + AUDIO_TOKENS - 1}"
-        )
+        last = LM_OFFSET + AUDIO_TOKENS - 1
+        raise InputError(f"LM id {values[outside][0]} is no audio token: those are {LM_OFFSET} to {last}")
     return values - LM_OFFSET
 
 
@@ -113,7 +113,9 @@ def _integers(values: ArrayLike, what: str) -> Codes:
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(f"{what}s must be a flat sequence of integers, not {array.dtype} of shape {array.shape}")
+        raise InputError(
+            f"{what}s must be a flat sequence of integers, not {array.dtype} of shape {array.shape}"
+        )
     return array.astype(np.int64)
 
 
@@ -127,4 +129,6 @@ def _checked(values: ArrayLike, size: int, what: str) -> Codes:
 
 def _check_ratio(ratio: tuple[int, int]) -> None:
     if min(ratio) < 1:
-        raise InputError(f"both parts of the ratio must be 1 or more, not {ratio[0]}:{ratio[1]}", param="ratio")
+        raise InputError(
+            f"both parts of the ratio must be 1 or more, not {ratio[0]}:{ratio[1]}", param="ratio"
+        )
