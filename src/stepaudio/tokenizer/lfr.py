@@ -61,7 +61,7 @@ class LfrStream:
         f = self.frontend
         self._samples = np.concatenate([self._samples, samples])
         frames = f.fbank(self._samples)
-        self._samples = self._samples[len(frames) * f.fbank.hop :]
+        self._samples = self._samples[len(frames) * f.fbank.hop :].copy()
         if len(frames) and not self._started:
             self._frames = np.repeat(frames[:1], (f.stack - 1) // 2, axis=0)
             self._started = True
