@@ -229,7 +229,7 @@ def test_released_dual_stream_is_live_encoding(released):
 
 
 def test_groups_come_as_soon_as_they_can(own):
-    """Both small branches step by 240 ms; the last 40 ms feature ends with a frame that is over 5 ms later."""
+    """Both small branches step by 240 ms; a 40 ms feature needs 5 ms more for its last frame."""
     stream = own.stream()
     arrived = []
     for start in range(0, 16000, 320):

@@ -39,6 +39,11 @@ class LfrFrontend:
     def codes_per_second(self) -> float:
         return self.fbank.rate / (self.fbank.hop * self.skip)
 
+    def samples_for(self, features: int) -> int:
+        """Samples from the start of a stream that its first n features depend on."""
+        frames = (features - 1) * self.skip + self.stack - (self.stack - 1) // 2
+        return (frames - 1) * self.fbank.hop + self.fbank.window
+
     def __call__(self, samples: Floats) -> Floats:
         stream = LfrStream(self)
         return np.concatenate([stream.push(samples), stream.flush()])

@@ -98,6 +98,7 @@ class SanmSegmenter:
     """Cuts a stream's features into whole chunks for the encoder."""
 
     def __init__(self, branch: SanmBranch) -> None:
+        self._frontend = branch.frontend
         self._encoder = branch.encoder
         self._features = LfrStream(branch.frontend)
         self.reset()
@@ -106,22 +107,38 @@ class SanmSegmenter:
         self._features.reset()
         self._session = SanmSession(self._encoder.initial_state())
         self._pending = np.zeros((0, self._encoder.config.input_dim), dtype=np.float32)
+        self._given = 0  # features in segments so far
+        self._waiting: list[Floats] = []
+        self._received = 0
 
     def push(self, samples: Floats) -> list[SanmSegment]:
-        self._pending = np.concatenate([self._pending, self._features.push(samples)])
-        return self._take(len(self._pending) // self._encoder.config.chunk * self._encoder.config.chunk)
+        chunk = self._encoder.config.chunk
+        self._waiting.append(samples.copy())
+        self._received += len(samples)
+        # Features are worked out a chunk at a time: the small arrays of one 20 ms push cost more than they compute.
+        if self._received < self._frontend.samples_for(self._given + chunk):
+            return []
+        self._work_out()
+        return self._take(len(self._pending) // chunk * chunk)
 
     def flush(self) -> list[SanmSegment]:
+        self._work_out()
         self._pending = np.concatenate([self._pending, self._features.flush()])
         segments = self._take(len(self._pending))
         self.reset()
         return segments
+
+    def _work_out(self) -> None:
+        samples = np.concatenate([np.zeros(0, dtype=np.float32), *self._waiting])
+        self._pending = np.concatenate([self._pending, self._features.push(samples)])
+        self._waiting = []
 
     def _take(self, frames: int) -> list[SanmSegment]:
         if frames == 0:
             return []
         segment = SanmSegment(self._session, self._pending[:frames])
         self._pending = self._pending[frames:].copy()
+        self._given += frames
         return [segment]
 
 

@@ -16,11 +16,15 @@ class Codebook(nn.Module):
     """Index of the nearest codeword by Euclidean distance, of the unit vector if `normalise`."""
 
     vectors: Tensor
+    half_norms: Tensor
 
     def __init__(self, vectors_KD: Tensor, *, normalise: bool = False) -> None:
         super().__init__()
         self.normalise = normalise
         self.register_buffer("vectors", vectors_KD.float())
+        self.register_buffer("half_norms", torch.empty(len(vectors_KD)), persistent=False)
+        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.refresh()
 
     @property
     def codes(self) -> int:
@@ -31,13 +35,16 @@ class Codebook(nn.Module):
         x_ND = x_ND.float()
         if self.normalise:
             x_ND = F.normalize(x_ND, dim=-1)
-        # |x - c|^2 without |x|^2, which is the same for every codeword.
-        half_norms = 0.5 * self.vectors.square().sum(dim=1)
-        return (x_ND @ self.vectors.T - half_norms).argmax(dim=-1)
+        # Half of |x - c|^2, negated, without |x|^2, which is the same for every codeword.
+        return (x_ND @ self.vectors.T - self.half_norms).argmax(dim=-1)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [...] to codewords [..., D]."""
         return F.embedding(codes, self.vectors)
+
+    def refresh(self) -> None:
+        """Follow a change of `vectors`."""
+        self.half_norms = 0.5 * self.vectors.square().sum(dim=1)
 
 
 class EmaCodebook(Codebook):
@@ -81,6 +88,7 @@ class EmaCodebook(Codebook):
             self.count[dead] = 1.0
             self.total[dead] = drawn
         self.vectors.copy_(self.total / self.count.clamp(min=self.epsilon)[:, None])
+        self.refresh()
 
 
 class FiniteScalarQuantizer(nn.Module):
