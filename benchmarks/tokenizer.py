@@ -53,9 +53,7 @@ def least(run: Callable[[], object], times: int) -> float:
 def sanm_branch(config: SanmConfig, skip: int, quantizer: Codebook | FiniteScalarQuantizer) -> SanmBranch:
     stack = skip + 1
     shift = np.full(80 * stack, -10, dtype=np.float32)
-    return SanmBranch(
-        LfrFrontend(shift, np.full_like(shift, 0.3), stack, skip), SanmEncoder(config), quantizer
-    )
+    return SanmBranch(LfrFrontend(shift, np.full_like(shift, 0.3), stack, skip), SanmEncoder(config), quantizer)
 
 
 def small_tokenizer() -> DualTokenizer:
@@ -203,11 +201,10 @@ def bench_full(seconds: float, times: int) -> dict[str, object]:
     for dtype in (torch.float32, torch.bfloat16):
         linguistic.encoder.to(dtype)
         s3.to(dtype)
-        live_semantic = semantic.with_plan(LIVE)
         ours = {
             "linguistic_offline": least(lambda: encode(linguistic, samples), times),
             "linguistic_live": least(lambda: live_branch(linguistic, samples), times),
-            "semantic_live": least(lambda: live_branch(live_semantic, samples), times),
+            "semantic_live": least(lambda: live_branch(semantic.with_plan(LIVE), samples), times),
             "semantic_offline": least(lambda: encode(semantic, samples), times),
         }
         codes = encode(linguistic, samples), encode(semantic, samples)
@@ -232,13 +229,9 @@ def live_branch(branch: SanmBranch | WindowBranch, samples: Floats) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="also the released architecture at full size")
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="audio per run of the small configuration"
-    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="audio per run of the small configuration")
     parser.add_argument("--full-seconds", type=float, default=4.8, help="audio per run at full size")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--times", type=int, default=3, help="runs of which the fastest counts")

@@ -48,9 +48,7 @@ def test_semantic_codes_are_the_oracles(released, backend, samples):
     folder, weights = released
     audio = speech_like(samples / 16000, seed=1)
     codes = encode(semantic.load_released(folder, backend=backend), audio)
-    expected = (
-        tokenizer_numpy.semantic_codes(audio, weights.s3, blocks=SIZES.s3_blocks) if samples >= 480 else []
-    )
+    expected = tokenizer_numpy.semantic_codes(audio, weights.s3, blocks=SIZES.s3_blocks) if samples >= 480 else []
     assert codes.tolist() == expected
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from oracles import released_tokenizer
 from oracles.released_tokenizer import speech_like
 from stepaudio.errors import BackendError, InputError
-from stepaudio.tokenizer import checkpoint, linguistic, semantic
+from stepaudio.tokenizer import checkpoint, linguistic
 from stepaudio.tokenizer.branch import BranchStream, encode
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.tokenizer.gain import RunningGain
@@ -20,7 +20,7 @@ from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.tokenizer.quantize import Codebook, FiniteScalarQuantizer
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder, SanmState
 from stepaudio.tokenizer.semantic import LIVE, LONG, RELEASED, WindowBranch, WindowPlan, WindowSegmenter
-from stepaudio.tokenizer.streaming import Batcher, DualStream
+from stepaudio.tokenizer.streaming import Batcher
 
 AUDIO = speech_like(2.5, seed=3)
 cuts = st.lists(st.integers(0, len(AUDIO)), max_size=12).map(sorted)
@@ -37,9 +37,7 @@ def own_branch(skip, chunk, quantizer_seed):
     config = SanmConfig(input_dim=80 * stack, dim=32, heads=4, ffn_dim=64, blocks=2, kernel=7, chunk=chunk)
     quantizer = Codebook(torch.randn(1024, 32)) if skip == 6 else FiniteScalarQuantizer((8, 8, 8, 8), 32)
     shift = np.full(80 * stack, -10, dtype=np.float32)
-    return SanmBranch(
-        LfrFrontend(shift, np.full_like(shift, 0.3), stack, skip), SanmEncoder(config), quantizer
-    )
+    return SanmBranch(LfrFrontend(shift, np.full_like(shift, 0.3), stack, skip), SanmEncoder(config), quantizer)
 
 
 @pytest.fixture(scope="module")
@@ -140,9 +138,7 @@ def clip_positions(clips):
 def test_windows_give_every_code_once_and_in_place(length, at, plan):
     samples = np.arange(length, dtype=np.float32)
     stream = BranchStream(WindowBranch(clip_positions, plan))
-    codes = np.concatenate(
-        [*(stream.push(p) for p in pieces(samples, [min(a, length) for a in at])), stream.flush()]
-    )
+    codes = np.concatenate([*(stream.push(p) for p in pieces(samples, [min(a, length) for a in at])), stream.flush()])
     whole = -(-(length // 160) // 4)
     # Only an end too short to encode may be missing.
     assert codes.tolist() == list(range(len(codes)))
@@ -348,21 +344,23 @@ def test_ten_minutes_in_constant_memory(own):
 
 
 def test_own_checkpoint_round_trip(tmp_path, own):
-    checkpoint.save(tmp_path / "nano", own.linguistic, own.semantic)
-    with DualTokenizer.load(tmp_path / "nano") as loaded:
+    checkpoint.save_branch(tmp_path / checkpoint.LINGUISTIC, own.linguistic)
+    checkpoint.save_branch(tmp_path / checkpoint.SEMANTIC, own.semantic)
+    with DualTokenizer.load(tmp_path) as loaded:
         assert loaded.encode(AUDIO).tokens().tolist() == own.encode(AUDIO).tokens().tolist()
 
 
-def test_own_checkpoint_that_does_not_fit(tmp_path, own):
-    checkpoint.save(tmp_path, own.linguistic, own.semantic)
-    text = (tmp_path / checkpoint.CONFIG).read_text()
-    (tmp_path / checkpoint.CONFIG).write_text(text.replace('"dim": 32', '"dim": 64'))
-    with pytest.raises(InputError, match="do not fit"):
+def test_own_checkpoint_that_is_damaged(tmp_path, own):
+    path = tmp_path / checkpoint.LINGUISTIC
+    checkpoint.save_branch(path, own.linguistic)
+    path.write_bytes(path.read_bytes().replace(b'\\"dim\\": 32', b'\\"dim\\": 64'))
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load_branch(path)
+    path.write_bytes(b"nothing of use")
+    with pytest.raises(InputError, match="damaged"):
         DualTokenizer.load(tmp_path)
 
 
-def test_stream_types_are_public(own):
-    assert isinstance(own.stream(), DualStream)
+def test_released_tail_rule():
     assert linguistic.released_length(3840 * 2 + 880) is None
     assert linguistic.released_length(3840 * 2 + 879) == 8
-    assert semantic.LIVE.right == 3520

@@ -19,9 +19,7 @@ def speech_like(seconds: float, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * 16000)) / 16000
     loudness = 0.6 + 0.4 * np.sin(23 * t) * np.sin(2 * t)
-    tone = np.sin(2 * np.pi * 300 * t + 80 * np.sin(9 * t)) + np.sin(
-        2 * np.pi * 1500 * t + 300 * np.sin(5 * t)
-    )
+    tone = np.sin(2 * np.pi * 300 * t + 80 * np.sin(9 * t)) + np.sin(2 * np.pi * 1500 * t + 300 * np.sin(5 * t))
     return (0.1 * loudness * tone + 0.01 * rng.standard_normal(len(t))).astype(np.float32)
 
 
@@ -66,9 +64,7 @@ def write(folder: Path, sizes: Sizes, seed: int = 0) -> Released:
 def paraformer_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for index in range(sizes.blocks):
-        name, width = (
-            ("encoder.encoders0.0", 560) if index == 0 else (f"encoder.encoders.{index - 1}", sizes.dim)
-        )
+        name, width = ("encoder.encoders0.0", 560) if index == 0 else (f"encoder.encoders.{index - 1}", sizes.dim)
         shapes |= {
             f"{name}.self_attn.linear_out.weight": (sizes.dim, sizes.dim),
             f"{name}.self_attn.linear_out.bias": (sizes.dim,),
@@ -174,9 +170,7 @@ class Graph:
         self.count += 1
         name = f"constant_{self.count}"
         array = numpy_helper.from_array(np.array(value, dtype=dtype))
-        self.nodes.append(
-            helper.make_node("Constant", [], [name], name=f"/Constant_{self.count}", value=array)
-        )
+        self.nodes.append(helper.make_node("Constant", [], [name], name=f"/Constant_{self.count}", value=array))
         return name
 
     def add(self, op, name, *inputs, **attributes):
@@ -243,9 +237,7 @@ def s3_block(g, w, i, x, d):
     )
     scale = g.constant(64**-0.25)
     q, k = g.add("Mul", f"{scope}/attn/Mul", q, scale), g.add("Mul", f"{scope}/attn/Mul_1", k, scale)
-    weights = g.add(
-        "Softmax", f"{scope}/attn/Softmax", g.add("MatMul", f"{scope}/attn/MatMul", q, k), axis=-1
-    )
+    weights = g.add("Softmax", f"{scope}/attn/Softmax", g.add("MatMul", f"{scope}/attn/MatMul", q, k), axis=-1)
     y = g.add("MatMul", f"{scope}/attn/MatMul_1", weights, v)
     y = g.add("Transpose", f"{scope}/attn/Transpose_3", y, perm=[0, 2, 1, 3])
     y = g.add("Reshape", f"{scope}/attn/Reshape_3", y, g.constant([0, 0, d], np.int64))
@@ -263,9 +255,7 @@ def finish(g, w, x):
     squares = g.add("Pow", f"{scope}/Pow_1", words, g.constant(2))
     norms = g.add("ReduceSum", f"{scope}/ReduceSum_1", squares, g.constant([0], np.int64), keepdims=1)
     score = g.add("Sub", f"{scope}/Sub", g.add("Mul", f"{scope}/Mul", dots, g.constant(2)), norms)
-    g.nodes.append(
-        helper.make_node("ArgMax", [score], ["indices"], name=f"{scope}/ArgMax", axis=-1, keepdims=0)
-    )
+    g.nodes.append(helper.make_node("ArgMax", [score], ["indices"], name=f"{scope}/ArgMax", axis=-1, keepdims=0))
     graph = helper.make_graph(
         g.nodes,
         "main_graph",

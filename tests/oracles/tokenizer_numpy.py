@@ -93,9 +93,7 @@ def sanm_block(w, name, x, cache, heads):
     cache[1] = np.concatenate([cache[1], v[: max(0, len(v) - 5)]])[-16:]
     x = x + attended if x.shape == attended.shape else attended
     normed = layer_norm(x, w[f"{name}.norm2.weight"], w[f"{name}.norm2.bias"], 1e-12)
-    hidden = np.maximum(
-        normed @ w[f"{name}.feed_forward.w_1.weight"].T + w[f"{name}.feed_forward.w_1.bias"], 0
-    )
+    hidden = np.maximum(normed @ w[f"{name}.feed_forward.w_1.weight"].T + w[f"{name}.feed_forward.w_1.bias"], 0)
     return x + hidden @ w[f"{name}.feed_forward.w_2.weight"].T + w[f"{name}.feed_forward.w_2.bias"]
 
 
@@ -109,10 +107,7 @@ def linguistic_codes(samples, w, shift, scale, centroids, *, heads):
     left = np.zeros((5, len(shift)))
     codes = []
     for start in range(0, len(features), 4):
-        new = [
-            x * np.sqrt(dim) + position(start + i + 1, len(x))
-            for i, x in enumerate(features[start : start + 4])
-        ]
+        new = [x * np.sqrt(dim) + position(start + i + 1, len(x)) for i, x in enumerate(features[start : start + 4])]
         window = np.concatenate([left, np.array(new)])
         left = window[-5:]
         y = window

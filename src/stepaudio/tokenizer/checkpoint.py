@@ -1,8 +1,7 @@
-"""Our own tokenizer weights: `tokenizer.json` with the sizes and `tokenizer.safetensors` with the tensors.
+"""Our own tokenizer weights: a folder with `linguistic.safetensors` and `semantic.safetensors`.
 
-Both branches are low-frame-rate features, a SANM encoder and a quantiser. Tensors are named
-`linguistic.encoder.*`, `linguistic.shift`, `linguistic.scale`, `linguistic.quantizer.*`, and `semantic.*`
-alike.
+Each file is one branch: low-frame-rate features, a SANM encoder and a quantiser. Tensors are `shift`,
+`scale`, `encoder.*` and `quantizer.*`; the sizes stand in the file's metadata, as JSON under "branch".
 """
 
 from __future__ import annotations
@@ -22,65 +21,56 @@ from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.tokenizer.quantize import Codebook, FiniteScalarQuantizer, Quantizer
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder
 
-CONFIG = "tokenizer.json"
-WEIGHTS = "tokenizer.safetensors"
 FORMAT = 1
-BRANCHES = ("linguistic", "semantic")
+LINGUISTIC = "linguistic.safetensors"
+SEMANTIC = "semantic.safetensors"
 
 
-def save(
-    folder: Path, linguistic: SanmBranch, semantic: SanmBranch, *, dtype: torch.dtype = torch.float32
-) -> None:
-    """Write both branches to a folder; `dtype` is how encoder weights are stored."""
+def save_branch(path: Path, branch: SanmBranch, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write one branch to a file; `dtype` is how the encoder's weights are stored."""
     from safetensors.torch import save_file
 
-    config: dict[str, Any] = {"format": FORMAT}
-    tensors: dict[str, Tensor] = {}
-    for name, branch in zip(BRANCHES, (linguistic, semantic), strict=True):
-        config[name] = branch_config(branch)
-        for key, tensor in branch_tensors(branch).items():
-            stored = tensor.to(dtype) if key.startswith("encoder.") else tensor
-            tensors[f"{name}.{key}"] = stored.contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tensors = {
+        "shift": torch.from_numpy(branch.frontend.shift),
+        "scale": torch.from_numpy(branch.frontend.scale),
+    }
+    tensors |= {f"encoder.{name}": tensor.to(dtype) for name, tensor in branch.encoder.state_dict().items()}
+    tensors |= {f"quantizer.{name}": tensor for name, tensor in branch.quantizer.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"branch": json.dumps(_config(branch))})
 
 
-def load(
-    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32
-) -> tuple[SanmBranch, SanmBranch]:
-    """Both branches of a folder. Raises MissingError or InputError when it cannot be used."""
-    from safetensors.torch import load_file
+def load_branch(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SanmBranch:
+    """Read what `save_branch` wrote. Raises MissingError without the file and InputError when it is
+    damaged."""
+    from safetensors import SafetensorError, safe_open
 
-    if not (folder / WEIGHTS).is_file():
-        raise MissingError(f"{folder / WEIGHTS} is missing")
-    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    if config.get("format") != FORMAT:
-        raise InputError(
-            f"{folder / CONFIG} has format {config.get('format')!r}; this version reads {FORMAT}"
-        )
-    tensors = load_file(folder / WEIGHTS)
-    loaded = []
-    for name in BRANCHES:
-        own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-        try:
-            branch = build_branch(config[name], own)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{folder}: {CONFIG} and {WEIGHTS} do not fit together: {error}") from error
-        branch.encoder.to(device, dtype)
-        branch.quantizer.to(device)
-        loaded.append(branch)
-    return loaded[0], loaded[1]
+    if not path.is_file():
+        raise MissingError(f"{path} is missing")
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = json.loads((file.metadata() or {}).get("branch", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if config.get("format") != FORMAT:
+            raise InputError(f"{path} is of format {config.get('format')}; this version reads {FORMAT}")
+        branch = _build(config, tensors)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is not a tokenizer branch, or is damaged: {error}") from error
+    branch.encoder.to(device, dtype)
+    branch.quantizer.to(device)
+    return branch
 
 
-def branch_config(branch: SanmBranch) -> dict[str, Any]:
-    """The sizes of a branch, as JSON."""
+def _config(branch: SanmBranch) -> dict[str, Any]:
     quantizer = branch.quantizer
+    kind: dict[str, Any]
     if isinstance(quantizer, FiniteScalarQuantizer):
-        kind: dict[str, Any] = {"kind": "fsq", "levels": list(quantizer.levels)}
+        kind = {"kind": "fsq", "levels": quantizer.levels}
     else:
         kind = {"kind": "codebook", "codes": quantizer.codes, "normalise": quantizer.normalise}
     return {
+        "format": FORMAT,
         "stack": branch.frontend.stack,
         "skip": branch.frontend.skip,
         "encoder": asdict(branch.encoder.config),
@@ -88,29 +78,19 @@ def branch_config(branch: SanmBranch) -> dict[str, Any]:
     }
 
 
-def branch_tensors(branch: SanmBranch) -> dict[str, Tensor]:
-    """The tensors of a branch by name."""
-    tensors = {
-        "shift": torch.from_numpy(branch.frontend.shift),
-        "scale": torch.from_numpy(branch.frontend.scale),
-    }
-    for part, module in (("encoder", branch.encoder), ("quantizer", branch.quantizer)):
-        tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()}
-    return tensors
-
-
-def build_branch(config: dict[str, Any], tensors: dict[str, Tensor]) -> SanmBranch:
-    """The inverse of `branch_config` and `branch_tensors`."""
+def _build(config: dict[str, Any], tensors: dict[str, Tensor]) -> SanmBranch:
     sanm = SanmConfig(**config["encoder"])
-    encoder = SanmEncoder(sanm)
+    kind = config["quantizer"]
     quantizer: Quantizer
-    if config["quantizer"]["kind"] == "fsq":
-        quantizer = FiniteScalarQuantizer(config["quantizer"]["levels"], sanm.dim)
+    if kind["kind"] == "fsq":
+        quantizer = FiniteScalarQuantizer(kind["levels"], sanm.dim)
     else:
-        vectors = torch.zeros(config["quantizer"]["codes"], sanm.dim)
-        quantizer = Codebook(vectors, normalise=config["quantizer"]["normalise"])
-    for part, module in (("encoder", encoder), ("quantizer", quantizer)):
-        own = {k.removeprefix(f"{part}."): t.float() for k, t in tensors.items() if k.startswith(f"{part}.")}
-        module.load_state_dict(own)
-    shift, scale = (np.ascontiguousarray(tensors[key].numpy()) for key in ("shift", "scale"))
+        quantizer = Codebook(torch.zeros(kind["codes"], sanm.dim), normalise=kind["normalise"])
+    encoder = SanmEncoder(sanm)
+    modules: dict[str, torch.nn.Module] = {"encoder.": encoder, "quantizer.": quantizer}
+    for prefix, module in modules.items():
+        module.load_state_dict(
+            {name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)}
+        )
+    shift, scale = (np.ascontiguousarray(tensors[name].float().numpy()) for name in ("shift", "scale"))
     return SanmBranch(LfrFrontend(shift, scale, config["stack"], config["skip"]), encoder, quantizer)

@@ -5,7 +5,7 @@
     stream = tokenizer.stream()                  # live
     codes = stream.push(samples) + stream.flush()
 
-It loads StepFun's released folder and folders written by `stepaudio.tokenizer.checkpoint.save`.
+It loads StepFun's released folder and folders of two branches written by `stepaudio.tokenizer.checkpoint`.
 """
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ class DualTokenizer:
 
         root = Path(folder)
         precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
-        if (root / checkpoint.CONFIG).is_file():
-            return cls(*checkpoint.load(root, device=device, dtype=precision))
+        own = (checkpoint.LINGUISTIC, checkpoint.SEMANTIC)
+        if (root / checkpoint.LINGUISTIC).is_file():
+            return cls(*(checkpoint.load_branch(root / name, device=device, dtype=precision) for name in own))
         if (root / linguistic.CENTROIDS).is_file():
             return cls(
                 linguistic.load_released(root, device=device, dtype=precision),
                 semantic.load_released(root, backend=semantic_backend, device=device, dtype=precision),
             )
-        raise MissingError(
-            f"{root} is no tokenizer folder: it has neither {checkpoint.CONFIG} nor {linguistic.CENTROIDS}"
-        )
+        names = f"{checkpoint.LINGUISTIC} nor {linguistic.CENTROIDS}"
+        raise MissingError(f"{root} is no tokenizer folder: it has neither {names}")
 
     def encode(self, samples: Floats, *, mode: Mode = "offline") -> DualCodes:
         """Codes of samples [T] at 16 kHz, the two branches in parallel.

@@ -48,9 +48,7 @@ class RunningGain:
         while done < len(samples):
             piece = samples[done : done + self._STEP - self._phase]
             peaks = np.maximum.accumulate(np.maximum(np.abs(piece), self._peak))
-            out[done : done + len(piece)] = piece * (
-                np.float32(TARGET) / np.maximum(peaks, np.float32(QUIETEST))
-            )
+            out[done : done + len(piece)] = piece * (np.float32(TARGET) / np.maximum(peaks, np.float32(QUIETEST)))
             self._peak = peaks[-1]
             self._phase += len(piece)
             done += len(piece)

@@ -113,9 +113,7 @@ def _integers(values: ArrayLike, what: str) -> Codes:
     if array.size == 0:
         return np.zeros(0, dtype=np.int64)
     if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-        raise InputError(
-            f"{what}s must be a flat sequence of integers, not {array.dtype} of shape {array.shape}"
-        )
+        raise InputError(f"{what}s must be a flat sequence of integers, not {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
 
 
@@ -129,6 +127,4 @@ def _checked(values: ArrayLike, size: int, what: str) -> Codes:
 
 def _check_ratio(ratio: tuple[int, int]) -> None:
     if min(ratio) < 1:
-        raise InputError(
-            f"both parts of the ratio must be 1 or more, not {ratio[0]}:{ratio[1]}", param="ratio"
-        )
+        raise InputError(f"both parts of the ratio must be 1 or more, not {ratio[0]}:{ratio[1]}", param="ratio")

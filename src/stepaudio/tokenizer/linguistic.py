@@ -115,7 +115,7 @@ class SanmSegmenter:
         chunk = self._encoder.config.chunk
         self._waiting.append(samples.copy())
         self._received += len(samples)
-        # Features are worked out a chunk at a time: the small arrays of one 20 ms push cost more than they compute.
+        # Features are worked out a chunk at a time: on few frames numpy's overhead would rule.
         if self._received < self._frontend.samples_for(self._given + chunk):
             return []
         self._work_out()
@@ -173,9 +173,7 @@ def load_released(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
     try:
         encoder.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
-        raise InputError(
-            f"{paraformer / 'model.pt'} is no SANM encoder of its configuration: {error}"
-        ) from error
+        raise InputError(f"{paraformer / 'model.pt'} is no SANM encoder of its configuration: {error}") from error
     shift, scale = read_am_mvn(paraformer / "am.mvn")
     frontend = _frontend(config, shift, scale)
     centroids = np.load(folder / CENTROIDS, allow_pickle=False).astype(np.float32)

@@ -23,7 +23,7 @@ class Codebook(nn.Module):
         self.normalise = normalise
         self.register_buffer("vectors", vectors_KD.float())
         self.register_buffer("half_norms", torch.empty(len(vectors_KD)), persistent=False)
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]
         self.refresh()
 
     @property
@@ -45,6 +45,10 @@ class Codebook(nn.Module):
     def refresh(self) -> None:
         """Follow a change of `vectors`."""
         self.half_norms = 0.5 * self.vectors.square().sum(dim=1)
+
+
+def _refresh(codebook: Codebook, _: object) -> None:
+    codebook.refresh()
 
 
 class EmaCodebook(Codebook):

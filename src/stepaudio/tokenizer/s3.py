@@ -123,9 +123,7 @@ class OnnxS3:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session: Any = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
+        self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._mel, self._length = (value.name for value in self._session.get_inputs())
         self._n_mels = int(self._session.get_inputs()[0].shape[1])
         self.codes = SEMANTIC_CODES
@@ -180,9 +178,7 @@ def load_onnx_weights(path: Path, *, device: str = "cpu", dtype: torch.dtype = t
     with torch.device("meta"):
         encoder = S3Encoder(config)
     try:
-        encoder.load_state_dict(
-            {name: torch.from_numpy(w) for name, w in state.items()}, strict=True, assign=True
-        )
+        encoder.load_state_dict({name: torch.from_numpy(w) for name, w in state.items()}, strict=True, assign=True)
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the S3 encoder: {error}") from error
     codebook = Codebook(torch.from_numpy(found["codebook"]), normalise=True)
@@ -208,9 +204,7 @@ def _named_weights(path: Path) -> dict[str, Floats]:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise MissingError(
-            "reading weights out of an ONNX file needs the package `onnx`: pip install onnx"
-        ) from error
+        raise MissingError("reading weights out of an ONNX file needs the package `onnx`: pip install onnx") from error
 
     graph = onnx.load(str(path)).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}

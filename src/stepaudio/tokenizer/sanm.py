@@ -221,9 +221,7 @@ class _Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.dim, eps=1e-12)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, past: Tensor, valid: Tensor | None, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, past: Tensor, valid: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         attended, kept = self.self_attn(self.norm1(x), past, valid, mask)
         attended = self.dropout(attended)
         x = x + attended if self.residual else attended

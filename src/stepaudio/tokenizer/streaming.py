@@ -162,9 +162,7 @@ class DualStream:
 def check_samples(samples: Floats) -> None:
     """Raises InputError for anything but finite mono float32 samples [T]."""
     if not isinstance(samples, np.ndarray) or samples.ndim != 1 or samples.dtype != np.float32:
-        what = (
-            f"{samples.dtype} of shape {samples.shape}" if isinstance(samples, np.ndarray) else type(samples)
-        )
+        what = f"{samples.dtype} of shape {samples.shape}" if isinstance(samples, np.ndarray) else type(samples)
         raise InputError(f"the tokenizer takes mono float32 samples at 16 kHz as an array [T], not {what}")
     if not np.isfinite(samples).all():
         raise InputError("the samples hold NaN or infinity")
