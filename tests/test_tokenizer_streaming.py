@@ -20,7 +20,7 @@ from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.tokenizer.quantize import Codebook, FiniteScalarQuantizer
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder, SanmState
 from stepaudio.tokenizer.semantic import LIVE, LONG, RELEASED, WindowBranch, WindowPlan, WindowSegmenter
-from stepaudio.tokenizer.streaming import Batcher
+from stepaudio.tokenizer.streaming import Batcher, DualStream
 
 AUDIO = speech_like(2.5, seed=3)
 cuts = st.lists(st.integers(0, len(AUDIO)), max_size=12).map(sorted)
@@ -300,6 +300,24 @@ def test_batcher_survives_an_error():
         batcher.result(batcher.submit([-1]))
     assert batcher.result(batcher.submit([3])).tolist() == [3]
     batcher.close()
+
+
+def test_a_stream_starts_anew_when_an_encoder_fails(own):
+    class Breaking(WindowBranch):
+        broken = True
+
+        def encode(self, segments):
+            if self.broken and segments:
+                raise RuntimeError("out of memory")
+            return super().encode(segments)
+
+    branch = Breaking(clip_positions, LIVE)
+    stream = DualStream(Batcher(own.linguistic), Batcher(branch))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stream.push(AUDIO)
+    branch.broken = False
+    total = stream.push(AUDIO) + stream.flush()
+    assert total.linguistic.tolist() == own.encode(AUDIO, mode="live").linguistic.tolist()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, Self
 
 from stepaudio.errors import InputError, MissingError
@@ -38,6 +39,7 @@ class DualTokenizer:
 
     def __post_init__(self) -> None:
         self._batchers: tuple[Batcher, Batcher] | None = None
+        self._lock = Lock()
 
     @classmethod
     def load(
@@ -97,15 +99,18 @@ class DualTokenizer:
 
     def stream(self) -> DualStream:
         """A new live session on the shared encoders."""
-        if self._batchers is None:
-            live = self.semantic.with_plan(LIVE) if isinstance(self.semantic, WindowBranch) else self.semantic
-            self._batchers = (Batcher(self.linguistic), Batcher(live))
-        return DualStream(*self._batchers)
+        with self._lock:
+            if self._batchers is None:
+                live = self.semantic.with_plan(LIVE) if isinstance(self.semantic, WindowBranch) else self.semantic
+                self._batchers = (Batcher(self.linguistic), Batcher(live))
+            return DualStream(*self._batchers)
 
     def close(self) -> None:
-        for batcher in self._batchers or ():
-            batcher.close()
-        self._batchers = None
+        """End the threads. Sessions that are still open fail with BackendError."""
+        with self._lock:
+            for batcher in self._batchers or ():
+                batcher.close()
+            self._batchers = None
 
     def __enter__(self) -> Self:
         return self

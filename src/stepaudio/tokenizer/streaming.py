@@ -64,7 +64,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, segments: Sequence[Any]) -> Future[list[Codes]]:
-        """Line up a session's next segments. Raises BusyError when the line is full."""
+        """Line up a session's next segments. Raises BusyError when the line stays full."""
         future: Future[list[Codes]] = Future()
         if not segments:
             future.set_result([])
@@ -72,7 +72,7 @@ class Batcher:
         if self._closed:
             raise BackendError("the tokenizer is closed")
         try:
-            self._line.put_nowait((segments, future))
+            self._line.put((segments, future), timeout=self._timeout)
         except queue.Full:
             raise BusyError("the tokenizer has more sessions than it can keep up with") from None
         return future
@@ -92,25 +92,24 @@ class Batcher:
             self._thread.join(self._timeout)
 
     def _run(self) -> None:
-        while (first := self._line.get()) is not None:
-            requests = [first]
+        going = True
+        while going:
+            requests = [self._line.get()]
             while not self._line.empty():
-                request = self._line.get()
-                if request is None:
-                    self._line.put(None)
-                    break
-                requests.append(request)
-            self._encode(requests)
+                requests.append(self._line.get())
+            going = None not in requests
+            self._encode([request for request in requests if request is not None])
 
     def _encode(self, requests: list[tuple[Sequence[Any], Future[list[Codes]]]]) -> None:
         try:
             codes = iter(self.branch.encode([segment for segments, _ in requests for segment in segments]))
-        except Exception as error:  # the caller gets it; the thread serves the other sessions
+            results = [[next(codes) for _ in segments] for segments, _ in requests]
+        except Exception as error:  # the callers get it; the thread goes on for other sessions
             for _, future in requests:
                 future.set_exception(error)
-            return
-        for segments, future in requests:
-            future.set_result([next(codes) for _ in segments])
+        else:
+            for (_, future), result in zip(requests, results, strict=True):
+                future.set_result(result)
 
 
 class DualStream:
@@ -125,7 +124,8 @@ class DualStream:
     def push(self, samples: Floats) -> DualCodes:
         """Samples [T] at 16 kHz to the codes of the groups that became complete.
 
-        Raises InputError for anything but finite mono float32 samples, and then keeps nothing of them.
+        Raises InputError for anything but finite mono float32 samples, and then keeps nothing of them. When the
+        encoders fail or fall behind (BackendError, BusyError) the stream is lost and starts anew.
         """
         check_samples(samples)
         for start in range(0, len(samples), BLOCK):
@@ -149,8 +149,13 @@ class DualStream:
         self._waiting = NOTHING
 
     def _encode(self, segments: Sequence[Sequence[Any]]) -> None:
-        futures = [batcher.submit(own) for batcher, own in zip(self._batchers, segments, strict=True)]
-        codes = [batcher.result(future) for batcher, future in zip(self._batchers, futures, strict=True)]
+        try:
+            futures = [batcher.submit(own) for batcher, own in zip(self._batchers, segments, strict=True)]
+            codes = [batcher.result(future) for batcher, future in zip(self._batchers, futures, strict=True)]
+        except Exception:
+            # One branch may have gone on without the other; only a fresh start is sure to be aligned.
+            self.reset()
+            raise
         self._waiting += DualCodes(*codes)
 
     def _take(self, linguistic: int, semantic: int) -> DualCodes:
