@@ -11,11 +11,14 @@ the other with the attention written out, both eager in float32. Each time is th
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.tokenizer.fbank import RATE, Floats
 from stepaudio.tokenizer.lfr import LfrFrontend
 from stepaudio.tokenizer.linguistic import SanmBranch
+from stepaudio.tokenizer.packed import pack
 from stepaudio.tokenizer.quantize import Codebook, FiniteScalarQuantizer
 from stepaudio.tokenizer.s3 import HEAD_DIM, S3Config, S3Encoder, TorchS3
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder, sinusoids
@@ -36,6 +40,7 @@ PUSH = RATE // 50
 """20 ms."""
 
 clock = time.perf_counter
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def noise(seconds: float) -> Floats:
@@ -177,18 +182,16 @@ def bench_full(seconds: float, times: int) -> dict[str, object]:
     samples = noise(seconds)
     linguistic = sanm_branch(SanmConfig(), 6, Codebook(torch.randn(1024, 512)))
     s3 = S3Encoder(S3Config())
-    semantic = WindowBranch(TorchS3(s3, Codebook(torch.randn(4096, 1280), normalise=True)))
+    semantic_codebook = Codebook(torch.randn(4096, 1280), normalise=True)
+    semantic = WindowBranch(TorchS3(s3, semantic_codebook))
     features = torch.from_numpy(linguistic.frontend(samples))
     plain_sanm, plain_s3 = PlainSanm(linguistic.encoder), PlainS3(s3)
     segmenter = WindowSegmenter(LIVE)
     windows = [segment.clip for segment in segmenter.push(samples) + segmenter.flush()]
-    agree = (
-        (linguistic.quantizer.encode(plain_sanm(features)).numpy() == encode(linguistic, samples)).mean(),
-        (
-            semantic.encode_clips.codebook.encode(plain_s3(windows[-1])).numpy()
-            == semantic.encode_clips(windows[-1:])[0]
-        ).mean(),
-    )
+    agree = {
+        "linguistic": linguistic.quantizer.encode(plain_sanm(features)).numpy() == encode(linguistic, samples),
+        "semantic": semantic_codebook.encode(plain_s3(samples)).numpy() == encode(semantic, samples),
+    }
 
     plain = {
         "linguistic": least(lambda: plain_sanm(features), times),
@@ -197,23 +200,23 @@ def bench_full(seconds: float, times: int) -> dict[str, object]:
     }
     result: dict[str, object] = {
         "plain_rtf": {name: value / seconds for name, value in plain.items()},
-        "codes_equal_to_plain": {"linguistic": agree[0], "semantic": agree[1]},
+        "codes_equal_to_plain": {name: equal.mean() for name, equal in agree.items()},
     }
     codes32 = encode(linguistic, samples), encode(semantic, samples)
     for dtype in (torch.float32, torch.bfloat16):
-        linguistic.encoder.to(dtype)
-        s3.to(dtype)
-        ours = {
-            "linguistic_offline": least(lambda: encode(linguistic, samples), times),
-            "linguistic_live": least(lambda: live_branch(linguistic, samples), times),
-            "semantic_live": least(lambda: live_branch(semantic.with_plan(LIVE), samples), times),
-            "semantic_offline": least(lambda: encode(semantic, samples), times),
+        ours_l = SanmBranch(linguistic.frontend, as_loaded(linguistic.encoder, dtype, rows=9), linguistic.quantizer)
+        ours_s = WindowBranch(TorchS3(as_loaded(s3, dtype, rows=84), semantic_codebook))
+        times_ours = {
+            "linguistic_offline": least(partial(encode, ours_l, samples), times),
+            "linguistic_live": least(partial(live_branch, ours_l, samples), times),
+            "semantic_offline": least(partial(encode, ours_s, samples), times),
+            "semantic_live": least(partial(live_branch, ours_s.with_plan(LIVE), samples), times),
         }
-        codes = encode(linguistic, samples), encode(semantic, samples)
-        offline = ours["linguistic_offline"] + ours["semantic_offline"]
-        streaming = ours["linguistic_live"] + ours["semantic_live"]
+        codes = encode(ours_l, samples), encode(ours_s, samples)
+        offline = times_ours["linguistic_offline"] + times_ours["semantic_offline"]
+        streaming = times_ours["linguistic_live"] + times_ours["semantic_live"]
         result[str(dtype).removeprefix("torch.")] = {
-            "rtf": {name: value / seconds for name, value in ours.items()},
+            "rtf": {name: value / seconds for name, value in times_ours.items()},
             "dual_offline_rtf": offline / seconds,
             "dual_offline_times_faster": (plain["linguistic"] + plain["semantic_offline"]) / offline,
             "dual_live_rtf": streaming / seconds,
@@ -221,6 +224,13 @@ def bench_full(seconds: float, times: int) -> dict[str, object]:
             "codes_equal_to_float32": [float((a == b).mean()) for a, b in zip(codes, codes32, strict=True)],
         }
     return result
+
+
+def as_loaded(encoder: M, dtype: torch.dtype, *, rows: int) -> M:
+    """A copy in the form that loading a released folder gives it."""
+    loaded = copy.deepcopy(encoder).to(dtype)
+    pack(loaded, rows)
+    return loaded
 
 
 def live_branch(branch: SanmBranch | WindowBranch, samples: Floats) -> None:

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepaudio.tokenizer.packed import pack
 from stepaudio.tokenizer.quantize import Codebook, EmaCodebook, FiniteScalarQuantizer
 
 
@@ -102,3 +103,14 @@ def test_fsq_decode_is_what_training_saw():
     assert loss.item() == 0
     quantised.sum().backward()
     assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_layers_give_the_same_numbers(dtype):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(40, 24), torch.nn.Sequential(torch.nn.Linear(24, 8))).to(dtype)
+    x = torch.randn(2, 9, 40, dtype=dtype)
+    with torch.inference_mode():
+        expected = plain(x)
+        pack(plain, rows=9)
+        torch.testing.assert_close(plain(x), expected, atol=2e-2 if dtype == torch.bfloat16 else 1e-5, rtol=0)

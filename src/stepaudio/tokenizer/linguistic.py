@@ -21,6 +21,7 @@ from stepaudio.errors import InputError, MissingError
 from stepaudio.tokenizer.fbank import Floats, KaldiFbank
 from stepaudio.tokenizer.interleave import Codes
 from stepaudio.tokenizer.lfr import LfrFrontend, LfrStream, read_am_mvn
+from stepaudio.tokenizer.packed import pack
 from stepaudio.tokenizer.quantize import Codebook, Quantizer
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder, SanmState
 
@@ -180,7 +181,9 @@ def load_released(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
     if centroids.ndim != 2 or centroids.shape[1] != sanm.dim:
         raise InputError(f"{CENTROIDS} holds {centroids.shape}; the encoder gives vectors of {sanm.dim}")
     codebook = Codebook(torch.from_numpy(centroids))
-    return SanmBranch(frontend, encoder.to(device, dtype), codebook.to(device))
+    encoder.to(device, dtype)
+    pack(encoder, rows=sanm.left + sanm.chunk)
+    return SanmBranch(frontend, encoder, codebook.to(device))
 
 
 def _read_config(path: Path) -> Mapping[str, Any]:

@@ -24,10 +24,13 @@ from stepaudio.audio.features import whisper_log_mel
 from stepaudio.errors import InputError, MissingError
 from stepaudio.tokenizer.fbank import Floats
 from stepaudio.tokenizer.interleave import SEMANTIC_CODES, Codes
+from stepaudio.tokenizer.packed import pack
 from stepaudio.tokenizer.quantize import Codebook
 
 HEAD_DIM = 64
 """Width of a head in every Whisper model."""
+LIVE_FRAMES = 84
+"""Code frames of a live window, which the layers are laid out for."""
 MAX_BATCH = 8
 """Clips encoded at once: more costs memory and gains nothing on a CPU."""
 
@@ -182,7 +185,9 @@ def load_onnx_weights(path: Path, *, device: str = "cpu", dtype: torch.dtype = t
     except RuntimeError as error:
         raise InputError(f"{path} does not fit the S3 encoder: {error}") from error
     codebook = Codebook(torch.from_numpy(found["codebook"]), normalise=True)
-    return TorchS3(encoder.to(device, dtype), codebook.to(device))
+    encoder.to(device, dtype)
+    pack(encoder, rows=LIVE_FRAMES)
+    return TorchS3(encoder, codebook.to(device))
 
 
 def _block_state(found: dict[str, Floats], prefix: str, dim: int) -> dict[str, Floats]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -26,6 +26,8 @@ BLANK, UNKNOWN, END = 0, 1, 2
 """CTC's blank, a character outside the vocabulary, and the start and end of a sentence for the attention
 decoder."""
 SPECIAL = 3
+
+N_MELS = 80
 
 
 class Characters:
@@ -82,7 +84,6 @@ class RecognizerConfig:
     position_reach: int = 20_000
     """Positions are shifted at random by up to this many frames, so that hours-long streams are nothing
     new."""
-    n_mels: int = field(default=80, init=False)
 
     def sanm(self, input_dim: int, blocks: int) -> SanmConfig:
         return SanmConfig(
@@ -115,7 +116,7 @@ class Recognizer(nn.Module):
     def __init__(self, config: RecognizerConfig, vocabulary: int) -> None:
         super().__init__()
         self.config = config
-        self.lower = SanmEncoder(config.sanm(config.n_mels * config.stack, config.lower_blocks))
+        self.lower = SanmEncoder(config.sanm(N_MELS * config.stack, config.lower_blocks))
         self.quantizer = _quantizer(config)
         self.upper = SanmEncoder(config.sanm(config.width, config.upper_blocks)) if config.upper_blocks else None
         self.ctc = nn.Linear(config.width, vocabulary * config.ctc_upsample)

@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class TrainConfig:
 
     manifest: Path
     out: Path
-    model: RecognizerConfig = RecognizerConfig()  # noqa: RUF009 - frozen
+    model: RecognizerConfig = field(default_factory=RecognizerConfig)
     steps: int = 10_000
     batch_seconds: float = 120.0
     learning_rate: float = 1e-3
