@@ -68,8 +68,9 @@ class EmaCodebook(Codebook):
     ) -> None:
         super().__init__(torch.randn(codes, dim) / dim**0.5)
         self.decay, self.restart_below, self.epsilon = decay, restart_below, epsilon
-        self.register_buffer("count", torch.ones(codes))
-        self.register_buffer("total", self.vectors.clone())
+        # Counts of zero: the first batch restarts the codewords among its own vectors.
+        self.register_buffer("count", torch.zeros(codes))
+        self.register_buffer("total", torch.zeros(codes, dim))
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors [N, D] to straight-through codewords [N, D], codes [N] and the commitment loss []."""

@@ -189,7 +189,10 @@ class _Attention(nn.Module):
             return x.view(*x.shape[:-1], c.heads, c.dim // c.heads).transpose(1, 2)
 
         mask = None if mask_BCK is None else mask_BCK.flatten(0, 1)[:, None, None]
-        attended = F.scaled_dot_product_attention(heads(q.flatten(0, 1)), heads(k), heads(v), attn_mask=mask)
+        q = q.flatten(0, 1).to(k.dtype)
+        # Autocast would do this in bfloat16, whose backward pass is four times slower on windows this small.
+        with torch.autocast(q.device.type, enabled=False):
+            attended = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), attn_mask=mask)
         attended = attended.transpose(1, 2).reshape(b, chunks, rows, c.dim)
 
         own_values = keys_values[..., c.dim :]

@@ -60,7 +60,7 @@ class Characters:
 class RecognizerConfig:
     """Sizes of the recogniser. `width` is the dial: heads of 48 or more, feed-forward four times as wide.
 
-    The defaults make the semantic tokenizer: one feature per 40 ms, steps of 240 ms, 4096 codes, 6 M
+    The defaults make the semantic tokenizer: one feature per 40 ms, steps of 240 ms, 4096 codes, 4 M
     parameters with a small alphabet. `quantizer="none"` trains an encoder for a k-means codebook;
     `upper_blocks` is then 0.
     """
