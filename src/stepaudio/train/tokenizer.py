@@ -148,10 +148,10 @@ class Trainer:
                 if self.position == len(plan):
                     self.epoch, self.position = self.epoch + 1, 0
                 meter.add(losses, seconds)
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    yield meter.line(self.step, self.epoch, self.optimizer.param_groups[0]["lr"])
                 if self.step % config.save_every == 0 or self.step == config.steps:
                     self.save()
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    yield meter.line(self.step, self.epoch, self.optimizer.param_groups[0]["lr"])
                 if self.step == config.steps:
                     break
 
@@ -174,8 +174,11 @@ class Trainer:
         return sum(u.duration for u in utterances), losses
 
     def features(self, utterances: list[Utterance]) -> tuple[Tensor, Tensor]:
-        """Padded features [B, T, I] and their lengths [B]."""
+        """Padded features [B, T, I] and their lengths [B]. Raises InputError for a recording without a frame."""
         rows = [torch.from_numpy(self.frontend(utterance.samples())) for utterance in utterances]
+        for utterance, row in zip(utterances, rows, strict=True):
+            if len(row) == 0:
+                raise InputError(f"{utterance.audio} is too short to train on: take it out of the manifest")
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(row) for row in rows])
 
     def _learning_rate(self) -> float:
