@@ -190,11 +190,29 @@ def test_frontend_normalises(manifest):
     np.testing.assert_allclose(normalised.std(axis=0), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("line", ["", "nothing", '{"audio": "a.wav", "text": "a"}', "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "nothing",
+        "[1]",
+        '{"audio": "a.wav", "text": "a"}',
+        '{"audio": "a.wav", "text": " ", "duration": 1}',
+        '{"audio": "a.wav", "text": "a", "duration": 0}',
+    ],
+)
 def test_bad_manifests(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(line)
     with pytest.raises(InputError):
         read_manifest(tmp_path / "m.jsonl")
+
+
+def test_a_recording_without_a_frame_is_named(manifest, tmp_path):
+    for path in manifest.parent.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    soundfile.write(tmp_path / "3.wav", np.zeros(300), 16000)
+    with pytest.raises(InputError, match=r"3\.wav is too short"):
+        train(config(tmp_path / "manifest.jsonl", tmp_path / "out", steps=1))
 
 
 def test_characters():

@@ -40,9 +40,12 @@ def read_manifest(path: Path) -> list[Utterance]:
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-                utterances.append(Utterance(path.parent / entry["audio"], str(entry["text"]), float(entry["duration"])))
+                audio, text, duration = path.parent / entry["audio"], str(entry["text"]), float(entry["duration"])
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"line {number} of {path} is no manifest entry: {error!r}") from error
+            if not text.strip() or not duration > 0:
+                raise InputError(f"line {number} of {path} has no text or no duration")
+            utterances.append(Utterance(audio, text, duration))
     if not utterances:
         raise InputError(f"{path} is empty")
     return utterances
