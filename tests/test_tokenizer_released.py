@@ -1,5 +1,7 @@
 """A checkpoint in the released layout gives the codes that a plain numpy forward pass derives from it."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,22 @@ def test_files_that_do_not_fit_together(tmp_path):
     np.save(tmp_path / "t" / "linguistic_tokenizer.npy", np.zeros((1024, 7), dtype=np.float32))
     with pytest.raises(InputError, match="linguistic_tokenizer"):
         DualTokenizer.load(tmp_path / "t")
+
+
+@pytest.mark.parametrize("backend", ["torch", "onnx"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "linguistic_tokenizer.npy",
+        "speech_tokenizer_v1.onnx",
+        *(f"{released_tokenizer.PARAFORMER}/{name}" for name in ("model.pt", "am.mvn", "config.yaml")),
+    ],
+)
+def test_damaged_file(released, tmp_path, name, backend):
+    shutil.copytree(released[0], tmp_path / "t")
+    (tmp_path / "t" / name).write_bytes(b"\x80\x04nothing: [of use")
+    with pytest.raises(InputError):
+        DualTokenizer.load(tmp_path / "t", semantic_backend=backend)
 
 
 def test_pickled_code_is_not_run(tmp_path):

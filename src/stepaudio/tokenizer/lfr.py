@@ -96,7 +96,7 @@ class LfrStream:
 
 def read_am_mvn(path: Path) -> tuple[Floats, Floats]:
     """Shift and scale from a Kaldi nnet1 text file (`am.mvn`): its <AddShift> and <Rescale> vectors."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     return _component(text, "AddShift", path), _component(text, "Rescale", path)
 
 

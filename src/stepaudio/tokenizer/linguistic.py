@@ -177,7 +177,7 @@ def load_released(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
         raise InputError(f"{paraformer / 'model.pt'} is no SANM encoder of its configuration: {error}") from error
     shift, scale = read_am_mvn(paraformer / "am.mvn")
     frontend = _frontend(config, shift, scale)
-    centroids = np.load(folder / CENTROIDS, allow_pickle=False).astype(np.float32)
+    centroids = _read_centroids(folder / CENTROIDS)
     if centroids.ndim != 2 or centroids.shape[1] != sanm.dim:
         raise InputError(f"{CENTROIDS} holds {centroids.shape}; the encoder gives vectors of {sanm.dim}")
     codebook = Codebook(torch.from_numpy(centroids))
@@ -189,10 +189,20 @@ def load_released(folder: Path, *, device: str = "cpu", dtype: torch.dtype = tor
 def _read_config(path: Path) -> Mapping[str, Any]:
     import yaml
 
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: {error}") from error
     if not isinstance(config, dict) or "encoder_conf" not in config:
         raise InputError(f"{path} has no encoder_conf: it is not a FunASR configuration")
     return config
+
+
+def _read_centroids(path: Path) -> Floats:
+    try:
+        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged, or holds more than numbers: {error}") from error
 
 
 def _encoder_tensors(path: Path) -> dict[str, Tensor]:

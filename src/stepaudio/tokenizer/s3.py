@@ -126,7 +126,10 @@ class OnnxS3:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a dozen unrelated classes for it
+            raise InputError(f"{path} is not a model that onnxruntime can run: {error}") from error
         self._mel, self._length = (value.name for value in self._session.get_inputs())
         self._n_mels = int(self._session.get_inputs()[0].shape[1])
         self.codes = SEMANTIC_CODES
@@ -211,7 +214,10 @@ def _named_weights(path: Path) -> dict[str, Floats]:
     except ImportError as error:
         raise MissingError("reading weights out of an ONNX file needs the package `onnx`: pip install onnx") from error
 
-    graph = onnx.load(str(path)).graph
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception as error:  # protobuf's DecodeError, whichever protobuf it is
+        raise InputError(f"{path} is damaged: {error}") from error
     stored = {tensor.name: tensor for tensor in graph.initializer}
     convs = 0
     found: dict[str, Floats] = {}
