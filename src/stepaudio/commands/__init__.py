@@ -1,0 +1,1 @@
+"""The work of command-line verbs that need no terminal."""
