@@ -1,10 +1,12 @@
 """Attention with sqrt-ALiBi: score = q·k / sqrt(D) - slope * sqrt(distance), causal.
 
-The bias depends on the distance only, but no library kernel knows the square root. Three forms share one meaning:
+The bias depends on the distance only, but no library kernel knows the square root. Three forms share one
+meaning:
 
-- `attend`: blocks of queries through PyTorch's scaled dot product attention, so that never more than a block of the
-  bias exists. Differentiable, any device.
-- `attend_cached`: the next token of many sequences against their key-value cache; the bias is one row per head.
+- `attend`: blocks of queries through PyTorch's scaled dot product attention, so that never more than a block
+  of the bias exists. Differentiable, any device.
+- `attend_cached`: the next token of many sequences against their key-value cache; the bias is one row per
+  head.
 - `attend_flex`: FlexAttention, one fused kernel on a GPU that computes the bias as it goes.
 
 Shapes: B batch, T queries, S keys, H query heads in G groups of R, D head width.
@@ -29,9 +31,10 @@ def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor) -> 
     """
     if q_BTHD.is_cuda:
         return attend_flex(q_BTHD, k_BSGD, v_BSGD, slopes_H)
-    t, s, groups = q_BTHD.shape[1], k_BSGD.shape[1], k_BSGD.shape[2]
+    b, t, _, d = q_BTHD.shape
+    s, groups = k_BSGD.shape[1:3]
     # The R heads of a group become extra queries of it: keys and values are used as they lie, never repeated.
-    q_BGRTD = q_BTHD.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+    q_BGRTD = q_BTHD.reshape(b, t, groups, -1, d).permute(0, 2, 3, 1, 4)
     k_BGSD, v_BGSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
     slopes_GR11 = slopes_H.view(groups, -1, 1, 1)
     positions_S = torch.arange(s, device=q_BTHD.device)
@@ -47,7 +50,7 @@ def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor) -> 
             v_BGSD[:, :, :visible],
             attn_mask=bias_GRTS.flatten(1, 2),
         )
-        blocks.append(block_BGXD.unflatten(2, (-1, stop - start)))
+        blocks.append(block_BGXD.reshape(b, groups, -1, stop - start, d))
     return torch.cat(blocks, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
@@ -56,10 +59,11 @@ def attend_cached(
 ) -> Tensor:
     """One query per sequence against its cache; returns [B, H, D].
 
-    Sequence b sees keys 0..positions_B[b], so sequences of different lengths share one call. The bias is [B, H, S].
+    Sequence b sees keys 0..positions_B[b], so sequences of different lengths share one call. The bias is [B,
+    H, S].
     """
-    b, groups, s, _ = k_BGSD.shape
-    q_BGRD = q_BHD.unflatten(1, (groups, -1))
+    b, groups, s, d = k_BGSD.shape
+    q_BGRD = q_BHD.reshape(b, groups, -1, d)
     distance_BS = positions_B[:, None] - torch.arange(s, device=q_BHD.device)
     bias_BGRS = _bias(distance_BS[:, None, None, :], slopes_H.view(groups, -1, 1)).to(q_BHD.dtype)
     out_BGRD = F.scaled_dot_product_attention(q_BGRD, k_BGSD, v_BGSD, attn_mask=bias_BGRS)

@@ -1,8 +1,8 @@
 """The key-value cache: a fixed number of slots, one sequence each.
 
-A slot is a contiguous stretch of memory, so that a sequence's keys are read in one sweep and forking a sequence at a
-position is one copy. Pages of memory that no token was written to are never touched, so a long `tokens` costs
-address space rather than memory on a CPU.
+A slot is a contiguous stretch of memory, so that a sequence's keys are read in one sweep and forking a
+sequence at a position is one copy. Pages of memory that no token was written to are never touched, so a long
+`tokens` costs address space rather than memory on a CPU.
 
 Shapes: L layers, S slots, G groups, T tokens per slot, D head width.
 """
@@ -21,7 +21,8 @@ from stepaudio.lm.step1 import Config
 class Cache:
     """Keys and values [L, S, G, T, D] and the tokens that each slot holds.
 
-    `sequences[slot]` are the ids whose keys and values are in the slot: its length is where the next token goes.
+    `sequences[slot]` are the ids whose keys and values are in the slot: its length is where the next token
+    goes.
     """
 
     def __init__(
@@ -36,7 +37,8 @@ class Cache:
         if slots < 1 or tokens < 1:
             raise InputError("a cache needs at least one slot and one token")
         shape = (config.num_hidden_layers, slots, config.num_attention_groups, tokens, config.head_dim)
-        # Zeros rather than empty: padded attention multiplies unused rows by a probability of 0, and 0 * NaN is NaN.
+        # Zeros rather than empty: padded attention multiplies unused rows by a probability of 0, and 0 * NaN
+        # is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.sequences: list[list[int]] = [[] for _ in range(slots)]
@@ -62,7 +64,8 @@ class Cache:
         return len(self._free)
 
     def fork(self, slot: int, length: int) -> int:
-        """Copy the first `length` tokens of a slot into a new one and return it. Raises BusyError, InputError."""
+        """Copy the first `length` tokens of a slot into a new one and return it. Raises BusyError,
+        InputError."""
         if not 0 <= length <= len(self.sequences[slot]):
             raise InputError(f"cannot fork at token {length}: the sequence has {len(self.sequences[slot])}")
         copy = self.allocate()
@@ -84,8 +87,8 @@ class Cache:
         """Raises InputError unless `count` more tokens fit into the slot."""
         if len(self.sequences[slot]) + count > self.tokens:
             raise InputError(
-                f"{len(self.sequences[slot]) + count} tokens do not fit into the {self.tokens} of a sequence; "
-                "shorten the prompt or raise the context length"
+                f"{len(self.sequences[slot]) + count} tokens do not fit into the {self.tokens} of a "
+                "sequence; shorten the prompt or raise the context length"
             )
 
     def write(self, layer: int, slot: int, start: int, k_TGD: Tensor, v_TGD: Tensor) -> None:

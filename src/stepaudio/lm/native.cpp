@@ -30,6 +30,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int UNROLL = 2 * LANES;  // weights per inner step; every width is a multiple of it (native.py checks)
+constexpr int AHEAD = 4;           // matrix rows to prefetch ahead: rows are too short for the hardware's guess
 constexpr int CHUNK = 16;          // matrix rows per unit of parallel work
 constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
 
@@ -145,8 +146,12 @@ template <class W, int ROWS, int COLS>
 inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
     vec acc[ROWS][COLS] = {};
     for (int k = 0; k < width; k += UNROLL) {
+#pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
-            auto weights = Dot<W>::weights(w + int64_t(i) * width + k);
+            const W* p = w + int64_t(i) * width + k;
+            __builtin_prefetch(p + int64_t(AHEAD) * width);
+            auto weights = Dot<W>::weights(p);
+#pragma GCC unroll 8
             for (int j = 0; j < COLS; j++) Dot<W>::add(acc[i][j], weights, x + int64_t(j) * width + k);
         }
     }

@@ -1,7 +1,8 @@
 """The C++ step of the language model (`native.cpp`): compiled once per machine, called through ctypes.
 
-It needs a C++ compiler that speaks GCC's vector extensions (g++ 12 or newer; anything else makes `library` return
-None and torch does the work). OpenMP comes from the copy that torch has loaded, so that both share one thread pool.
+It needs a C++ compiler that speaks GCC's vector extensions (g++ 12 or newer; anything else makes `library`
+return None and torch does the work). OpenMP comes from the copy that torch has loaded, so that both share one
+thread pool.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from stepaudio.lm.cache import Cache
 from stepaudio.lm.quantize import Int8Linear
 from stepaudio.lm.runner import Span
-from stepaudio.lm.step1 import Step1
+from stepaudio.lm.step1 import Block, Step1
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class _Model(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled step, built at the first use on this machine; None (and a logged reason) where it cannot be."""
+    """The compiled step, built at the first use on this machine; None (and a logged reason) where it cannot
+    be."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         log.warning("no C++ compiler (g++) found; the language model decodes more slowly without one")
@@ -80,7 +82,9 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        log.warning("the language model's C++ step cannot be used and torch does its work: %s", detail[-2000:])
+        log.warning(
+            "the language model's C++ step cannot be used and torch does its work: %s", detail[-2000:]
+        )
         return None
     loaded.stepaudio_step.restype = None
     return loaded
@@ -93,8 +97,8 @@ def _build(compiler: str) -> Path:
         )
         return done.stdout
 
-    # What the compiler predefines names its version and every feature of this CPU, so a home directory that several
-    # machines share never serves one of them code for another.
+    # What the compiler predefines names its version and every feature of this CPU, so a home directory that
+    # several machines share never serves one of them code for another.
     macros = run("-march=native", "-x", "c++", "-dM", "-E", "-")
     key = hashlib.sha256("\0".join((SOURCE.read_text(), macros, *FLAGS)).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stepaudio" / "native"
@@ -104,7 +108,8 @@ def _build(compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             made = Path(work)
             run(*FLAGS, "-c", str(SOURCE), "-o", str(made / "step.o"))
-            # Linked without -fopenmp: its symbols are found in the OpenMP that torch brought into the process.
+            # Linked without -fopenmp: its symbols are found in the OpenMP that torch brought into the
+            # process.
             run("-shared", str(made / "step.o"), "-o", str(made / "step.so"))
             (made / "step.so").replace(target)
     return target
@@ -134,8 +139,8 @@ def why_not(model: Step1, cache: Cache) -> str | None:
 
 
 class NativeRunner:
-    """Steps in one C++ call each. The result of a sequence does not depend, to the bit, on what shares its steps or
-    on how its prompt was cut into spans. Check `why_not` first."""
+    """Steps in one C++ call each. The result of a sequence does not depend, to the bit, on what shares its
+    steps or on how its prompt was cut into spans. Check `why_not` first."""
 
     def __init__(self, model: Step1, cache: Cache) -> None:
         loaded = library()
@@ -163,6 +168,7 @@ class NativeRunner:
         config, cache = model.config, self.cache
         layers = (_Layer * config.num_hidden_layers)()
         for described, block in zip(layers, model.model.layers, strict=True):
+            assert isinstance(block, Block)
             attention, mlp = block.self_attn, block.mlp
             for name in ("q", "k", "v", "o"):
                 setattr(described, name, self._matrix(getattr(attention, f"{name}_proj")))

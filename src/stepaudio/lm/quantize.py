@@ -1,7 +1,7 @@
 """Weight-only quantisation: int8 with one scale per output row, int4 in groups on a GPU.
 
-Decoding is bound by how fast weights are read, so halving their bytes nearly halves its time. Activations stay as
-they are; embeddings and norms, which are not read in full, are not quantised.
+Decoding is bound by how fast weights are read, so halving their bytes nearly halves its time. Activations
+stay as they are; embeddings and norms, which are not read in full, are not quantised.
 
 Shapes: N output rows, K input columns.
 """
@@ -38,7 +38,8 @@ class Int8Linear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """Groups of INT4_GROUP inputs share a scale and an offset; runs on torch's CUDA int4 kernel (bfloat16 only)."""
+    """Groups of INT4_GROUP inputs share a scale and an offset; runs on torch's CUDA int4 kernel (bfloat16
+    only)."""
 
     packed: Tensor
     scales: Tensor
@@ -62,8 +63,9 @@ class Int4Linear(nn.Module):
 
 
 def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels 0..15 [N, K] (int32) and (scale, middle) [K / group, N, 2]: value = (level - 8) * scale + middle."""
-    groups = weight.detach().float().unflatten(1, (-1, INT4_GROUP))
+    """Levels 0..15 [N, K] (int32) and (scale, middle) [K / group, N, 2]: value = (level - 8) * scale +
+    middle."""
+    groups = weight.detach().float().view(weight.shape[0], -1, INT4_GROUP)
     low, high = groups.amin(dim=2, keepdim=True), groups.amax(dim=2, keepdim=True)
     scale = (high - low).clamp(min=1e-8) / 15
     middle = low + 8 * scale
@@ -72,7 +74,8 @@ def quantize_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize(model: nn.Module, kind: Quantization) -> None:
-    """Replace every linear layer of the model in place, one at a time. Raises InputError for int4 off a GPU."""
+    """Replace every linear layer of the model in place, one at a time. Raises InputError for int4 off a
+    GPU."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):

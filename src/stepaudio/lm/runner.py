@@ -1,8 +1,8 @@
 """One step of generation over many sequences: new tokens go in, next-token logits come out.
 
-A step is a list of spans, each some new tokens of one sequence: its next token when decoding, a piece of its prompt
-when prefilling. `NativeRunner` (a CPU with a C++ compiler) does a step in one call whatever the mixture; `TorchRunner`
-runs anywhere.
+A step is a list of spans, each some new tokens of one sequence: its next token when decoding, a piece of its
+prompt when prefilling. `NativeRunner` (a CPU with a C++ compiler) does a step in one call whatever the
+mixture; `TorchRunner` runs anywhere.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Runner(Protocol):
     cache: Cache
 
     def step(self, spans: Sequence[Span]) -> Tensor:
-        """Logits [len(spans), V] (float32) after the last token of each span, whose tokens are then in the cache.
+        """Logits [len(spans), V] (float32) after the last token of each span, whose tokens are then in the
+        cache.
 
         Slots are distinct. Raises InputError when a span does not fit into its slot; nothing was done then.
         """
@@ -64,7 +65,9 @@ class TorchRunner:
     def __init__(self, model: Step1, cache: Cache, *, compiled: bool = False) -> None:
         self.model = model.eval()
         self.cache = cache
-        self._decode: Any = torch.compile(self._decode_eager, dynamic=True) if compiled else self._decode_eager
+        self._decode: Any = (
+            torch.compile(self._decode_eager, dynamic=True) if compiled else self._decode_eager
+        )
 
     @torch.inference_mode()
     def step(self, spans: Sequence[Span]) -> Tensor:

@@ -1,7 +1,8 @@
 """The Step-1 decoder-only language model (Step-Audio, arXiv 2502.11946; StepFun's `Step1ForCausalLM`).
 
-Pre-norm blocks of grouped-query attention with sqrt-ALiBi and a SwiGLU MLP, RMSNorm, no biases, an untied head.
-Parameter names are the tensor names of the released checkpoints, so that a `state_dict` is a checkpoint.
+Pre-norm blocks of grouped-query attention with sqrt-ALiBi and a SwiGLU MLP, RMSNorm, no biases, an untied
+head. Parameter names are the tensor names of the released checkpoints, so that a `state_dict` is a
+checkpoint.
 
 Shapes: B batch, T tokens, C width, H query heads, G key-value groups, D head width, F feed-forward width,
 V vocabulary rows.
@@ -30,8 +31,8 @@ from stepaudio.lm.attention import attend
 class Config:
     """Everything that shapes the model; the field names are those of a released `config.json`.
 
-    The defaults are what the released configuration class assumes for a field that is missing. `head_dim` of 0 means
-    `hidden_size / num_attention_heads`.
+    The defaults are what the released configuration class assumes for a field that is missing. `head_dim` of
+    0 means `hidden_size / num_attention_heads`.
     """
 
     vocab_size: int = 65536
@@ -52,7 +53,14 @@ class Config:
     def __post_init__(self) -> None:
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "max_seq_len"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "head_dim",
+            "max_seq_len",
+        ):
             if getattr(self, name) < 1:
                 raise InputError(f"config: {name} must be at least 1, not {getattr(self, name)}", param=name)
         if self.num_attention_groups < 1 or self.num_attention_heads % self.num_attention_groups:
@@ -69,13 +77,16 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
-        """Read a `config.json`. Keys that do not shape the model are ignored; some have a second name in the wild.
+        """Read a `config.json`. Keys that do not shape the model are ignored; some have a second name in the
+        wild.
 
         Raises InputError when the file describes another architecture or a value cannot be used.
         """
         kind = values.get("model_type", "step1")
         if kind != "step1":
-            raise InputError(f"config: model_type is {kind!r}; only 'step1' checkpoints can be loaded", param="model_type")
+            raise InputError(
+                f"config: model_type is {kind!r}; only 'step1' checkpoints can be loaded", param="model_type"
+            )
         aliases = {"num_key_value_heads": "num_attention_groups", "max_position_embeddings": "max_seq_len"}
         known = {field.name for field in fields(cls)}
         found = {aliases[key]: value for key, value in values.items() if key in aliases}
@@ -113,8 +124,9 @@ def _shape(vocab: int, width: int, ff: int, layers: int, heads: int, groups: int
     return Config(vocab, width, ff, layers, heads, groups, max_seq_len=length)
 
 
-# Sizes of one family: heads 64 wide and feed-forward about 8/3 of the width below the released ones. Up to `small`
-# the vocabulary is 4096 pieces of text and the 5120 audio tokens; a bigger one would be most of the model.
+# Sizes of one family: heads 64 wide and feed-forward about 8/3 of the width below the released ones. Up to
+# `small` the vocabulary is 4096 pieces of text and the 5120 audio tokens; a bigger one would be most of the
+# model.
 PRESETS: dict[str, Config] = {
     "nano": _shape(9216, 256, 704, 6, 4, 2, 4096),
     "micro": _shape(9216, 384, 1024, 8, 6, 2, 4096),
@@ -145,7 +157,9 @@ def alibi_slopes(config: Config) -> Tensor:
         return torch.tensor(config.alibi_slopes, dtype=torch.float32)
     heads = config.num_attention_heads
     n = 2 ** math.floor(math.log2(heads))
-    exponents = [-8 * h / n for h in range(1, n + 1)] + [-4 * (2 * k - 1) / n for k in range(1, heads - n + 1)]
+    exponents = [-8 * h / n for h in range(1, n + 1)] + [
+        -4 * (2 * k - 1) / n for k in range(1, heads - n + 1)
+    ]
     steepest, flattest = max(exponents), min(exponents)
     if config.max_pos_interp_ratio != 1 and steepest > flattest:
         stretch = math.log2(config.max_pos_interp_ratio) / 2
@@ -156,7 +170,8 @@ def alibi_slopes(config: Config) -> Tensor:
 # ---------------------------------------------------------------- network
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(layer, q_BTHD, k_BTGD, v_BTGD) -> mixed values [B, T, H, D]: attention, with whatever cache lies behind it."""
+"""(layer, q_BTHD, k_BTGD, v_BTGD) -> mixed values [B, T, H, D]: attention, with whatever cache lies behind
+it."""
 
 
 class RMSNorm(nn.Module):
@@ -189,7 +204,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, attention: Attend) -> Tensor:
         q_BTHD, k_BTGD, v_BTGD = (
-            project(x_BTC).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(x_BTC).unflatten(-1, (-1, self.head_dim))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         out_BTC: Tensor = self.o_proj(attention(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(-2))
         return out_BTC
@@ -269,8 +285,8 @@ class Step1(nn.Module):
         return attend(q_BTHD, k_BTGD, v_BTGD, self.slopes)
 
     def initialise(self, seed: int) -> Step1:
-        """Random weights for a model that is not loaded: normal(0, 0.02), the two projections that write to the
-        residual stream scaled down by sqrt(2 * layers), norms 1. The same seed gives the same weights."""
+        """Random weights for a model that is not loaded: normal(0, 0.02), the two projections that write to
+        the residual stream scaled down by sqrt(2 * layers), norms 1. The same seed gives the same weights."""
         generator = torch.Generator().manual_seed(seed)
         narrow = 0.02 / math.sqrt(2 * self.config.num_hidden_layers)
         with torch.no_grad():
