@@ -212,12 +212,15 @@ class Engine:
         # The last token is always computed: its logits are what the reply begins with.
         length = min(shared[best], len(prompt) - 1)
         held = len(self.cache.sequences[best])
-        if best in self._idle and (2 * length >= held or not self.cache.free):
+        oldest = None if self.cache.free else self._idle[0]
+        # Taking over a sequence loses its end: worth it when most of it is wanted, or it would be lost anyway.
+        if best == oldest or (best in self._idle and 2 * length >= held):
             self._idle.remove(best)
             self.cache.truncate(best, length)
             return best, length
-        if not self.cache.free:
-            self.cache.release(self._idle.pop(0))
+        if oldest is not None:
+            self._idle.remove(oldest)
+            self.cache.release(oldest)
         return self.cache.fork(best, length), length
 
     def _step(self) -> None:
