@@ -47,14 +47,14 @@ SENTENCES = [
 
 @cache
 def tiny_tokenizer() -> TextTokenizer:
-    """320 pieces with the released special ids; no normalisation, so that newlines and spaces survive."""
+    """400 pieces with the released special ids; no normalisation, so that newlines and spaces survive."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
         model_writer=model,
-        vocab_size=320,
+        vocab_size=400,
         model_type="bpe",
-        character_coverage=0.9,
+        character_coverage=1.0,
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,

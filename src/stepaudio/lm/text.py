@@ -41,7 +41,7 @@ class TextTokenizer:
                     f"not a Step-Audio tokenizer: id {id} is {self._pieces.IdToPiece(id)!r}, not {name!r}"
                 )
         self.vocabulary = Vocabulary(text=self._pieces.GetPieceSize())
-        self._newline: int = len(self._pieces.EncodeAsIds("\n"))
+        self._newline: list[int] = self._pieces.EncodeAsIds("\n")
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text that stands at a beginning: SentencePiece puts its dummy space before it."""
@@ -55,7 +55,7 @@ class TextTokenizer:
     def _continue(self, text: str) -> list[int]:
         # As upstream does: behind a newline there is no dummy space, and the newline's own ids are dropped
         # again.
-        ids: list[int] = self._pieces.EncodeAsIds("\n" + text)[self._newline :]
+        ids: list[int] = self._pieces.EncodeAsIds("\n" + text)[len(self._newline) :]
         return ids
 
     def encode_markup(self, text: str) -> list[int]:
@@ -88,13 +88,19 @@ class TextTokenizer:
         pending: list[int] = []
         for id in ids:
             if id in self.vocabulary.audio:
-                parts += self._pieces.DecodeIds(pending), f"<audio_{id - self.vocabulary.text}>"
+                parts += self._join(pending, bool(parts)), f"<audio_{id - self.vocabulary.text}>"
                 pending = []
             elif 0 <= id < self.vocabulary.text:
                 pending.append(id)
             else:
                 raise InputError(f"id {id} is not in the vocabulary")
-        return "".join((*parts, self._pieces.DecodeIds(pending)))
+        return "".join((*parts, self._join(pending, bool(parts))))
+
+    def _join(self, ids: list[int], continued: bool) -> str:
+        if not continued:
+            return self._pieces.DecodeIds(ids)  # type: ignore[no-any-return]
+        text: str = self._pieces.DecodeIds(self._newline + ids)
+        return text.removeprefix("\n")
 
 
 class TextStream:
