@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles.attention import attention
 
+from oracles.attention import attention
 from stepaudio.lm import attention as module
 from stepaudio.lm.attention import attend, attend_cached, attend_flex
 
@@ -20,7 +20,9 @@ def case(seed: int, t: int, s: int, heads: int = 6, groups: int = 2, d: int = 8,
 
 
 def expected(q, k, v, slopes):
-    rows = [attention(*(x.double().numpy() for x in (a, b, c, slopes))) for a, b, c in zip(q, k, v, strict=True)]
+    rows = [
+        attention(*(x.double().numpy() for x in (a, b, c, slopes))) for a, b, c in zip(q, k, v, strict=True)
+    ]
     return np.stack(rows)
 
 
@@ -32,7 +34,12 @@ def test_attention_equals_the_explicit_loop(form, t, s):
 
 
 @settings(max_examples=25, deadline=None)
-@given(t=st.integers(1, 12), past=st.integers(0, 9), groups=st.sampled_from([1, 2, 3, 6]), seed=st.integers(0, 99))
+@given(
+    t=st.integers(1, 12),
+    past=st.integers(0, 9),
+    groups=st.sampled_from([1, 2, 3, 6]),
+    seed=st.integers(0, 99),
+)
 def test_blocks_of_queries_change_nothing(t, past, groups, seed):
     q, k, v, slopes = case(seed, t, t + past, groups=groups)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +54,9 @@ def test_cached_attention_of_different_lengths_equals_the_loop():
     out = attend_cached(q[:, 0], k.transpose(1, 2), v.transpose(1, 2), positions, slopes)
     for b, position in enumerate(positions.tolist()):
         seen = slice(b, b + 1), slice(0, position + 1)
-        np.testing.assert_allclose(out[b : b + 1, None].numpy(), expected(q[b : b + 1], k[seen], v[seen], slopes), atol=1e-6)
+        np.testing.assert_allclose(
+            out[b : b + 1, None].numpy(), expected(q[b : b + 1], k[seen], v[seen], slopes), atol=1e-6
+        )
 
 
 def test_prefill_holds_a_block_of_the_bias_and_no_more(monkeypatch):

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from lm_models import tiny_model
 
+from lm_models import tiny_model
 from stepaudio.errors import BackendError, BusyError, Cancelled, InputError
 from stepaudio.lm.cache import common_prefix
 from stepaudio.lm.engine import Engine
@@ -153,7 +153,9 @@ def test_cancelling_takes_effect_before_the_next_step(engine):
 
 
 def test_cancelling_what_waits(engine):
-    running = [engine.submit(prompt, SamplingParams(max_tokens=200, seed=1, stop=())) for prompt in PROMPTS[:4]]
+    running = [
+        engine.submit(prompt, SamplingParams(max_tokens=200, seed=1, stop=())) for prompt in PROMPTS[:4]
+    ]
     waiting = engine.submit(PROMPTS[5], DRAWN)
     waiting.cancel()
     with pytest.raises(Cancelled):

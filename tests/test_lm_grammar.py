@@ -129,7 +129,9 @@ def test_draws_stay_in_the_nucleus(seed, top_k, top_p, temperature):
             break
         kept.append(token)
         reached += probabilities[token]
-    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, guard_repetition=False)
+    params = SamplingParams(
+        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, guard_repetition=False
+    )
     sampler = Sampler(params)
     assert {sampler.draw(logits, []) for _ in range(50)} <= set(kept)
 
@@ -150,7 +152,8 @@ def test_a_seed_repeats_and_another_does_not():
 
 
 @pytest.mark.parametrize(
-    "values", [{"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}]
+    "values",
+    [{"max_tokens": 0}, {"temperature": -1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0}],
 )
 def test_sampling_params_out_of_range(values):
     with pytest.raises(InputError):

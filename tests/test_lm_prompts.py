@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_models import tiny_tokenizer
 
+from lm_models import tiny_tokenizer
 from stepaudio.errors import InputError, MissingError
 from stepaudio.lm.prompts import EMOTIONS, SPEEDS, STYLES, Prompts, Turn, Wording, fill, leading_tag
 
@@ -128,7 +128,11 @@ def test_clone_carries_the_reference_in_its_system_turn(prompts):
     ("kind", "arguments", "instruction"),
     [
         ("emotion", {"option": "happy", "text": "hi"}, "Make the following audio more happy. It says: hi"),
-        ("emotion", {"option": "remove", "text": "hi"}, "Remove any emotion from the following audio. It says: hi"),
+        (
+            "emotion",
+            {"option": "remove", "text": "hi"},
+            "Remove any emotion from the following audio. It says: hi",
+        ),
         ("style", {"option": "whisper"}, "Make the following audio more whisper in style. It says: "),
         ("speed", {"option": "more faster"}, "Make the following audio more faster. It says: "),
         ("paralinguistic", {"text": "a", "target": "[sigh] a"}, "that it says: [sigh] a\nIt says: a"),
@@ -191,7 +195,7 @@ def test_wording_files_that_cannot_be_used(tmp_path, content, message):
 
 def test_fill():
     assert fill("a {x} b", x="{y}") == ["a ", "{y}", " b"]
-    with pytest.raises(InputError, match="{z}"):
+    with pytest.raises(InputError, match=r"\{z\}"):
         fill("{z}", x="1")
 
 

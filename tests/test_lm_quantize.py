@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lm_models import tiny_model
 
+from lm_models import tiny_model
 from stepaudio.errors import InputError
 from stepaudio.lm.quantize import INT4_GROUP, Int8Linear, quantize, quantize_int4, quantized_linear
 from stepaudio.lm.step1 import Step1, preset

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 import pytest
-from lm_models import tiny_tokenizer
 
+from lm_models import tiny_tokenizer
 from stepaudio.errors import BackendError, BusyError, Cancelled, InputError
 from stepaudio.lm.generate import SamplingParams
 from stepaudio.lm.grammar import AudioGrammar, TextGrammar

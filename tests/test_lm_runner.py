@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_models import KINDS, tiny_config, tiny_model
 
+from lm_models import KINDS, tiny_config, tiny_model
 from stepaudio.errors import InputError
 from stepaudio.lm import native
 from stepaudio.lm.cache import Cache
@@ -97,7 +99,7 @@ def test_native_prefill_is_the_same_to_the_bit_however_it_is_cut(models, cuts, k
     whole, pieces = runner_of(models[kind], "native"), runner_of(models[kind], "native")
     expected = whole.step([Span(0, TOKENS)])  # 90 rows: more than one call
     edges = [0, *sorted(cuts), len(TOKENS)]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         logits = pieces.step([Span(1, TOKENS[start:stop])])
     assert torch.equal(logits, expected)
 
@@ -130,7 +132,11 @@ def test_native_refuses_ids_outside_the_vocabulary(models):
 
 @pytest.mark.parametrize(
     ("changes", "dtype", "reason"),
-    [({"head_dim": 24}, torch.float32, "multiples"), ({}, torch.bfloat16, "cache"), ({}, torch.float16, "weights")],
+    [
+        ({"head_dim": 24}, torch.float32, "multiples"),
+        ({}, torch.bfloat16, "cache"),
+        ({}, torch.float16, "weights"),
+    ],
 )
 def test_what_the_native_step_cannot_do_runs_on_torch(changes, dtype, reason):
     if native.library() is None:

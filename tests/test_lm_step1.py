@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from lm_models import tiny_config, tiny_model
 
+from lm_models import tiny_config, tiny_model
 from stepaudio.errors import InputError, NotFoundError
 from stepaudio.lm.step1 import PRESETS, Config, Step1, alibi_slopes, parameter_count, preset
 
@@ -83,10 +83,16 @@ def test_config_survives_json_and_reads_other_names():
     assert Config.from_dict(written) == config
     assert written["tie_word_embeddings"] is False
     assert written["architectures"] == ["Step1ForCausalLM"]
-    other = Config.from_dict({"num_key_value_heads": 4, "max_position_embeddings": 77, "torch_dtype": "bfloat16"})
+    other = Config.from_dict(
+        {"num_key_value_heads": 4, "max_position_embeddings": 77, "torch_dtype": "bfloat16"}
+    )
     assert (other.num_attention_groups, other.max_seq_len) == (4, 77)
     defaults = Config.from_dict({})
-    assert (defaults.hidden_size, defaults.intermediate_size, defaults.num_attention_heads) == (5120, 13312, 40)
+    assert (defaults.hidden_size, defaults.intermediate_size, defaults.num_attention_heads) == (
+        5120,
+        13312,
+        40,
+    )
     assert (defaults.num_attention_groups, defaults.num_hidden_layers, defaults.vocab_size) == (8, 48, 65536)
     assert (defaults.max_seq_len, defaults.head_dim) == (4096, 128)
 
@@ -139,7 +145,8 @@ def forward_in_numpy(model: Step1, tokens: list[int]) -> np.ndarray:
         p = f"model.layers.{i}."
         h = norm(x, w[p + "input_layernorm.weight"])
         q, k, v = (
-            (h @ w[f"{p}self_attn.{n}_proj.weight"].T).reshape(len(tokens), -1, config.head_dim) for n in "qkv"
+            (h @ w[f"{p}self_attn.{n}_proj.weight"].T).reshape(len(tokens), -1, config.head_dim)
+            for n in "qkv"
         )
         x = x + attention(q, k, v, slopes).reshape(len(tokens), -1) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, w[p + "post_attention_layernorm.weight"])
@@ -153,7 +160,9 @@ def test_forward_equals_the_formulas():
     tokens = torch.randint(0, 5000, (2, 9), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         logits = model(tokens)
-    for row, expected in zip(logits.double().numpy(), map(lambda t: forward_in_numpy(model, t), tokens.tolist()), strict=True):
+    for row, expected in zip(
+        logits.double().numpy(), map(lambda t: forward_in_numpy(model, t), tokens.tolist()), strict=True
+    ):
         np.testing.assert_allclose(row, expected, atol=2e-5 * np.abs(expected).max())
 
 

@@ -65,7 +65,10 @@ def test_the_name_comes_with_its_line_and_arguments_as_they_grow():
         ("<tool_call>function\nname", [Text("<tool_call>function\nname")]),
         ("<tool_call>function\nname\n{", [CallStart("name"), CallArguments("{"), CallEnd(closed=False)]),
         ("<tool_call>function\nname\n", [CallStart("name"), CallEnd(closed=False)]),
-        ("<tool_call><tool_call>function\nn\n</tool_call>", [Text("<tool_call>"), CallStart("n"), CallEnd(closed=True)]),
+        (
+            "<tool_call><tool_call>function\nn\n</tool_call>",
+            [Text("<tool_call>"), CallStart("n"), CallEnd(closed=True)],
+        ),
     ],
 )
 def test_what_does_not_follow_the_format_is_not_lost(text, pieces):

@@ -213,7 +213,8 @@ class Engine:
         length = min(shared[best], len(prompt) - 1)
         held = len(self.cache.sequences[best])
         oldest = None if self.cache.free else self._idle[0]
-        # Taking over a sequence loses its end: worth it when most of it is wanted, or it would be lost anyway.
+        # Taking over a sequence loses its end: worth it when most of it is wanted, or it would be lost
+        # anyway.
         if best == oldest or (best in self._idle and 2 * length >= held):
             self._idle.remove(best)
             self.cache.truncate(best, length)

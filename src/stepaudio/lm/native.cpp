@@ -30,7 +30,7 @@ constexpr int LANES = 8;
 constexpr int LANES = 4;
 #endif
 constexpr int UNROLL = 2 * LANES;  // weights per inner step; every width is a multiple of it (native.py checks)
-constexpr int AHEAD = 4;           // matrix rows to prefetch ahead: rows are too short for the hardware's guess
+constexpr int AHEAD = 16 << 10;    // bytes to prefetch ahead into the second-level cache
 constexpr int CHUNK = 16;          // matrix rows per unit of parallel work
 constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
 
@@ -149,7 +149,7 @@ inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, 
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             const W* p = w + int64_t(i) * width + k;
-            __builtin_prefetch(p + int64_t(AHEAD) * width);
+            __builtin_prefetch((const char*)p + AHEAD, 0, 2);
             auto weights = Dot<W>::weights(p);
 #pragma GCC unroll 8
             for (int j = 0; j < COLS; j++) Dot<W>::add(acc[i][j], weights, x + int64_t(j) * width + k);
@@ -171,8 +171,6 @@ inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int widt
 template <class W>
 inline void product(const W* w, const typename Dot<W>::In* x, int rows, int cols, int width, float* y, int stride) {
     int i = 0;
-    if (cols == 1)
-        for (; i + 4 <= rows; i += 4) columns<W, 4>(w + int64_t(i) * width, x, cols, width, y + i, stride);
     for (; i + 2 <= rows; i += 2) columns<W, 2>(w + int64_t(i) * width, x, cols, width, y + i, stride);
     for (; i < rows; i++) columns<W, 1>(w + int64_t(i) * width, x, cols, width, y + i, stride);
 }
