@@ -83,9 +83,13 @@ inline vec load(const int8_t* p) {
 }
 
 inline float sum(vec v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     for (int width = LANES / 2; width; width /= 2)
         for (int i = 0; i < width; i++) v[i] += v[i + width];
     return v[0];
+#endif
 }
 
 // exp to within 2 ulp of float32: 2^n times a polynomial of the rest.
@@ -165,6 +169,7 @@ inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int widt
     int j = 0;
     for (; j + 8 <= cols; j += 8) tile<W, ROWS, 8>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j + 4 <= cols; j += 4) tile<W, ROWS, 4>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
+    for (; j + 2 <= cols; j += 2) tile<W, ROWS, 2>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j < cols; j++) tile<W, ROWS, 1>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
 }
 

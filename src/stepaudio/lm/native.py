@@ -143,6 +143,14 @@ def why_not(model: Step1, cache: Cache) -> str | None:
 _moved: WeakSet[Step1] = WeakSet()  # moving a model again would pull the memory from under its other runners
 
 
+def huge_pages(size: int) -> mmap.mmap:
+    """Zeroed memory, in pages of 2 MiB where the system has them."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
 def move_to_huge_pages(model: Step1) -> None:
     """Move the matrices that every step reads into huge pages, one behind the other; the model stays the
     same.
@@ -151,12 +159,9 @@ def move_to_huge_pages(model: Step1) -> None:
     pages. The old storage of each matrix is freed as soon as it is copied.
     """
     _moved.add(model)
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # Linux has it
-        return
     matrices = [linear.weight for linear in _linears(model)]
     sizes = [-(-matrix.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for matrix in matrices]
-    memory = mmap.mmap(-1, sum(sizes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    memory = huge_pages(sum(sizes))
     offset = 0
     for matrix, size in zip(matrices, sizes, strict=True):
         moved = torch.frombuffer(memory, dtype=matrix.dtype, count=matrix.numel(), offset=offset).view(

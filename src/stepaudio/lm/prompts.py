@@ -101,9 +101,9 @@ class Wording:
         "speaker audio tokens: \n{audio}\n[speaker_end]"
     )
     edit: str = (
-        "You edit speech. The user gives an instruction and a recording; answer with the edited recording and "
-        "change nothing else. You can change emotion, speaking style, non-verbal sounds, speed, noise and "
-        "silence."
+        "You edit speech. The user gives an instruction and a recording; answer with the edited recording "
+        "and change nothing else. You can change emotion, speaking style, non-verbal sounds, speed, noise "
+        "and silence."
     )
     edit_emotion: str = "Make the following audio more {option}. It says: {text}"  # {option}, {text}
     edit_emotion_remove: str = "Remove any emotion from the following audio. It says: {text}"  # {text}
