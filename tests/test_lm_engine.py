@@ -220,6 +220,17 @@ def test_a_failing_step_fails_its_requests_and_no_others(engine):
     assert len(engine.generate(PROMPTS[0], DRAWN).tokens) == 12
 
 
+def test_a_sequence_that_cannot_be_drawn_fails_alone(engine):
+    class Broken:
+        def allowed(self):
+            raise RuntimeError("lost count")
+
+    other = engine.submit(PROMPTS[1], DRAWN)
+    with pytest.raises(BackendError, match="lost count"):
+        engine.generate(PROMPTS[0], DRAWN, grammar=Broken())
+    assert len(list(other)) == 12
+
+
 def test_grammar_holds_in_the_engine(engine):
     vocabulary = Vocabulary(text=320)
     reply = engine.generate(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio.errors import InputError
+from stepaudio.errors import BackendError, InputError
 from stepaudio.lm.generate import Sampler, SamplingParams, repeated
 from stepaudio.lm.grammar import AudioGrammar, TextGrammar, Vocabulary
 
@@ -149,6 +149,11 @@ def test_a_seed_repeats_and_another_does_not():
         [Sampler(SamplingParams(seed=seed, top_k=0)).draw(logits, []) for _ in range(3)] for seed in (1, 1, 2)
     )
     assert a == b != c
+
+
+def test_nan_is_an_error_not_a_token():
+    with pytest.raises(BackendError, match="NaN"):
+        Sampler(SamplingParams()).draw(np.array([0, np.nan, 1], np.float32), [])
 
 
 @pytest.mark.parametrize(

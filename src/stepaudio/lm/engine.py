@@ -44,7 +44,7 @@ class Reply:
     cached_tokens: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Generation:
     """A running request: iterate it for its tokens as they come; `reply` is there once it has ended."""
 
@@ -213,8 +213,7 @@ class Engine:
         length = min(shared[best], len(prompt) - 1)
         held = len(self.cache.sequences[best])
         oldest = None if self.cache.free else self._idle[0]
-        # Taking over a sequence loses its end: worth it when most of it is wanted, or it would be lost
-        # anyway.
+        # Taking over a sequence loses its end: worth it when most of it is wanted, or it would go anyway.
         if best == oldest or (best in self._idle and 2 * length >= held):
             self._idle.remove(best)
             self.cache.truncate(best, length)
@@ -242,7 +241,10 @@ class Engine:
         logits_BV = self._runner.step([span for _, span in active]).cpu().numpy()
         for (generation, _), logits_V in zip(active, logits_BV, strict=True):
             if generation.done == len(generation.prompt):
-                self._draw(generation, logits_V)
+                try:
+                    self._draw(generation, logits_V)
+                except Exception as error:  # of this sequence alone: its grammar, or numbers that are none
+                    self._leave(generation, None, BackendError(f"no token could be drawn: {error}"))
 
     def _draw(self, generation: Generation, logits_V: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
         sampler = generation.sampler

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepaudio.errors import InputError
+from stepaudio.errors import BackendError, InputError
 from stepaudio.lm.grammar import Grammar
 
 REPETITION_WINDOW = 10
@@ -99,6 +99,8 @@ class Sampler:
 
     def _choose(self, scores: Logits) -> int:
         params = self.params
+        if np.isnan(scores).any():
+            raise BackendError("the model computed NaN; are its weights whole and its dtype right?")
         if params.temperature == 0 or len(scores) == 1:
             return int(scores.argmax())
         kept = min(params.top_k or len(scores), len(scores))
