@@ -133,7 +133,7 @@ def test_native_refuses_ids_outside_the_vocabulary(models):
 @pytest.mark.parametrize(
     ("changes", "dtype", "reason"),
     [
-        ({"head_dim": 24}, torch.float32, "multiples"),
+        ({"head_dim": 20}, torch.float32, "multiples"),
         ({}, torch.bfloat16, "cache"),
         ({}, torch.float16, "weights"),
     ],

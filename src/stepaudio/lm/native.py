@@ -74,8 +74,8 @@ class _Model(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled step, built at the first use on this machine; None (and a logged reason) where it cannot
-    be."""
+    """The compiled step, built at the first use on this machine; None, and a logged reason, where it
+    cannot be."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         log.warning("no C++ compiler (g++) found; the language model decodes more slowly without one")
@@ -93,11 +93,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def _build(compiler: str) -> Path:
-    def run(*arguments: str, text: str | None = None) -> str:
-        done = subprocess.run(
-            [compiler, *arguments], input=text or "", capture_output=True, text=True, check=True, timeout=300
-        )
-        return done.stdout
+    def run(*arguments: str) -> str:
+        command = [compiler, *arguments]
+        return subprocess.run(
+            command, input="", capture_output=True, text=True, check=True, timeout=300
+        ).stdout
 
     # What the compiler predefines names its version and every feature of this CPU, so a home directory that
     # several machines share never serves one of them code for another.
