@@ -1,0 +1,423 @@
+// A step of the Step-1 language model on a CPU: new tokens of any number of sequences in, next-token logits out.
+//
+// Decoding reads every weight once per step and does little else, so it should run at the speed of memory. A step
+// made of separate tensor operations does not: each operation is a call, a thread-pool barrier and a fresh read of
+// its inputs. Here the whole step is one parallel region. Weights are read as they lie in the checkpoint (float32,
+// bfloat16, or int8 with one scale per row). A row of a step is one token with its slot and position in the
+// key-value cache, so decoding, prefill and mixtures of both are the same thing, sequences of different lengths need
+// no padding, and the arithmetic of a row does not depend on which other rows share the step.
+//
+// N rows, C width, H query heads in G groups of R, D head width, F feed-forward width, V vocabulary, S slots,
+// T tokens per slot.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+constexpr int UNROLL = 2 * LANES;  // weights per inner step; every width is a multiple of it (native.py checks)
+constexpr int AHEAD = 16 << 10;    // bytes to prefetch ahead into the second-level cache
+constexpr int CHUNK = 16;          // matrix rows per unit of parallel work
+constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
+
+struct bf16 {
+    uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+
+inline float to_float(bf16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline void store(float x, float* y) { *y = x; }
+
+inline void store(float x, bf16* y) {  // round to nearest even; activations are never NaN with finite weights
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    y->bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+inline vec load(const float* p) {
+    vec v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+
+inline vec load(const bf16* p) {
+    typedef uint16_t half __attribute__((vector_size(2 * LANES)));
+    typedef uint32_t full __attribute__((vector_size(4 * LANES)));
+    half h;
+    std::memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, full) << 16);
+}
+
+inline vec load(const int8_t* p) {
+#ifdef __AVX512F__  // compilers do not find this one by themselves
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
+#else
+    vec v;
+    for (int i = 0; i < LANES; i++) v[i] = p[i];
+    return v;
+#endif
+}
+
+inline float sum(vec v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) v[i] += v[i + width];
+    return v[0];
+#endif
+}
+
+// exp to within 2 ulp of float32: 2^n times a polynomial of the rest.
+inline vec exponential(vec x) {
+    x = x < -87.0f ? vec{} - 87.0f : x;
+    x = x > 88.0f ? vec{} + 88.0f : x;
+    vec n = x * 1.44269504f;
+    ivec whole = __builtin_convertvector(n + (n < 0.0f ? vec{} - 0.5f : vec{} + 0.5f), ivec);
+    n = __builtin_convertvector(whole, vec);
+    vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vec p = vec{} + 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)((whole + 127) << 23);
+}
+
+// ---------------------------------------------------------------- rows of a matrix times a few vectors
+
+// What the inner loop does with UNROLL weights and as many activations; `In` is how activations are stored for it.
+template <class W>
+struct Dot {
+    typedef float In;
+    struct Pair {
+        vec a, b;
+    };
+    static Pair weights(const W* p) { return {load(p), load(p + LANES)}; }
+    static void add(vec& acc, const Pair& w, const In* x) {
+        acc += w.a * load(x);
+        acc += w.b * load(x + LANES);
+    }
+};
+
+#ifdef __AVX512BF16__
+struct DotBf16 {
+    typedef bf16 In;
+    static void add(vec& acc, __m512bh w, const In* x) {
+        acc = (vec)_mm512_dpbf16_ps((__m512)acc, w, (__m512bh)_mm512_loadu_si512(x));
+    }
+};
+template <>
+struct Dot<bf16> : DotBf16 {
+    static __m512bh weights(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+};
+template <>
+struct Dot<int8_t> : DotBf16 {  // an int8 is exact in bfloat16
+    static __m512bh weights(const int8_t* p) {
+        return _mm512_cvtne2ps_pbh((__m512)load(p + LANES), (__m512)load(p));
+    }
+};
+#endif
+
+// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS; one accumulator each, so a column's sum never depends on COLS.
+template <class W, int ROWS, int COLS>
+inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
+    vec acc[ROWS][COLS] = {};
+    for (int k = 0; k < width; k += UNROLL) {
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; i++) {
+            const W* p = w + int64_t(i) * width + k;
+            __builtin_prefetch((const char*)p + AHEAD, 0, 2);
+            auto weights = Dot<W>::weights(p);
+#pragma GCC unroll 8
+            for (int j = 0; j < COLS; j++) Dot<W>::add(acc[i][j], weights, x + int64_t(j) * width + k);
+        }
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLS; j++) y[j * stride + i] = sum(acc[i][j]);
+}
+
+// The same for any number of rows and columns: y[j * stride + i].
+template <class W, int ROWS>
+inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int width, float* y, int stride) {
+    int j = 0;
+    for (; j + 8 <= cols; j += 8) tile<W, ROWS, 8>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
+    for (; j + 4 <= cols; j += 4) tile<W, ROWS, 4>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
+    for (; j + 2 <= cols; j += 2) tile<W, ROWS, 2>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
+    for (; j < cols; j++) tile<W, ROWS, 1>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
+}
+
+template <class W>
+inline void product(const W* w, const typename Dot<W>::In* x, int rows, int cols, int width, float* y, int stride) {
+    int i = 0;
+    for (; i + 2 <= rows; i += 2) columns<W, 2>(w + int64_t(i) * width, x, cols, width, y + i, stride);
+    for (; i < rows; i++) columns<W, 1>(w + int64_t(i) * width, x, cols, width, y + i, stride);
+}
+
+// ---------------------------------------------------------------- the parts of a layer
+
+struct Matrix {
+    const void* weight;  // [rows, width]
+    const float* scale;  // [rows] for int8, else null
+};
+
+struct Layer {
+    Matrix q, k, v, o, gate, up, down;
+    const float *attention_norm, *mlp_norm;  // [C]
+};
+
+struct Model {
+    int32_t layers, width, heads, groups, head_width, ff, vocab, weight_kind, embedding_kind;
+    float epsilon;
+    const Layer* layer;
+    const float *slopes, *norm;  // [H], [C]
+    Matrix head;                 // [V, C]
+    const void* embedding;       // [V, C]
+    void *keys, *values;         // [layers, S, G, T, D]
+    int64_t slots, tokens;       // S, T
+    const float* roots;          // [T], the square root of every distance
+};
+
+template <class W>
+struct Step {
+    typedef typename Dot<W>::In In;
+    typedef typename std::conditional<std::is_same<W, float>::value, float, bf16>::type Cached;
+    typedef typename Dot<Cached>::In Query;
+
+    const Model& m;
+    const int n;  // rows
+    const int64_t *tokens, *slots, *positions;
+    std::unique_ptr<float[]> x, q, k, v;       // [N, C], [N, H * D], [N, G * D] twice
+    std::unique_ptr<In[]> normed, mixed, gated;  // [N, C], [N, H * D], [N, F]
+    std::unique_ptr<Query[]> query;            // [N, H * D]
+
+    Step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions)
+        : m(m), n(n), tokens(tokens), slots(slots), positions(positions),
+          x(new float[n * m.width]), q(new float[n * m.heads * m.head_width]),
+          k(new float[n * m.groups * m.head_width]), v(new float[n * m.groups * m.head_width]),
+          normed(new In[n * m.width]), mixed(new In[n * m.heads * m.head_width]), gated(new In[n * m.ff]),
+          query(new Query[n * m.heads * m.head_width]) {}
+
+    void embed() {
+#pragma omp for
+        for (int i = 0; i < n; i++) {
+            int64_t row = tokens[i] * m.width;
+            for (int c = 0; c < m.width; c++)
+                x[i * m.width + c] = m.embedding_kind ? to_float(((const bf16*)m.embedding)[row + c])
+                                                      : ((const float*)m.embedding)[row + c];
+        }
+    }
+
+    void normalise(const float* weight) {
+#pragma omp for
+        for (int i = 0; i < n; i++) {
+            const float* row = &x[i * m.width];
+            vec squares = {};
+            for (int c = 0; c < m.width; c += LANES) squares += load(row + c) * load(row + c);
+            float factor = 1.0f / std::sqrt(sum(squares) / m.width + m.epsilon);
+            for (int c = 0; c < m.width; c++) store(row[c] * factor * weight[c], &normed[i * m.width + c]);
+        }
+    }
+
+    // Calls done(first row, rows, y[N][CHUNK]) for each chunk of `matrix` times `in` [N, width]. No barrier at the end.
+    template <class Done>
+    void multiply(const Matrix& matrix, const In* in, int rows, int width, Done done) {
+#pragma omp for schedule(dynamic, 1) nowait
+        for (int row = 0; row < rows; row += CHUNK) {
+            float y[MAX_ROWS * CHUNK];
+            int count = std::min(CHUNK, rows - row);
+            chunk(matrix, in, row, count, width, n, y);
+            done(row, count, y);
+        }
+    }
+
+    void chunk(const Matrix& matrix, const In* in, int row, int count, int width, int cols, float* y) {
+        product((const W*)matrix.weight + int64_t(row) * width, in, count, cols, width, y, CHUNK);
+        if (matrix.scale)
+            for (int j = 0; j < cols; j++)
+                for (int i = 0; i < count; i++) y[j * CHUNK + i] *= matrix.scale[row + i];
+    }
+
+    void project(const Matrix& matrix, const In* in, int rows, int width, float* out) {
+        multiply(matrix, in, rows, width, [=, this](int row, int count, const float* y) {
+            for (int j = 0; j < n; j++) std::copy_n(y + j * CHUNK, count, out + int64_t(j) * rows + row);
+        });
+    }
+
+    void project_and_add(const Matrix& matrix, const In* in, int rows, int width) {
+        multiply(matrix, in, rows, width, [=, this](int row, int count, const float* y) {
+            for (int j = 0; j < n; j++)
+                for (int i = 0; i < count; i++) x[int64_t(j) * rows + row + i] += y[j * CHUNK + i];
+        });
+#pragma omp barrier
+    }
+
+    // gated = silu(gate · normed) * (up · normed)
+    void gate(const Layer& layer) {
+        multiply(layer.gate, normed.get(), m.ff, m.width, [=, this](int row, int count, float* y) {
+            float up[MAX_ROWS * CHUNK];
+            chunk(layer.up, normed.get(), row, count, m.width, n, up);
+            for (int j = 0; j < n; j++)
+                for (int i = 0; i < CHUNK; i += LANES) {
+                    vec g = load(y + j * CHUNK + i);
+                    vec product = g / (1.0f + exponential(-g)) * load(up + j * CHUNK + i);
+                    for (int lane = 0; lane < std::min(LANES, count - i); lane++)
+                        store(product[lane], &gated[int64_t(j) * m.ff + row + i + lane]);
+                }
+        });
+#pragma omp barrier
+    }
+
+    int64_t cached(int layer, int row, int group) const {  // where the keys of a row's sequence begin
+        return ((layer * m.slots + slots[row]) * m.groups + group) * m.tokens * m.head_width;
+    }
+
+    // Puts the new keys and values into the cache, so that rows of one sequence see each other.
+    void remember(int layer) {
+        const int d = m.head_width, r = m.heads / m.groups;
+#pragma omp for collapse(2)
+        for (int i = 0; i < n; i++)
+            for (int g = 0; g < m.groups; g++) {
+                int64_t at = cached(layer, i, g) + positions[i] * d;
+                int from = (i * m.groups + g) * d;
+                for (int c = 0; c < d; c++) {
+                    store(k[from + c], (Cached*)m.keys + at + c);
+                    store(v[from + c], (Cached*)m.values + at + c);
+                }
+                for (int c = 0; c < r * d; c++) store(q[from * r + c], &query[from * r + c]);
+            }
+    }
+
+    // Softmax over keys 0..position of q·k / sqrt(D) - slope * sqrt(distance), times the values.
+    void attend(int layer) {
+        const int d = m.head_width, r = m.heads / m.groups;
+        const float scale = 1.0f / std::sqrt(float(d));
+#pragma omp for collapse(2) schedule(dynamic, 1)
+        for (int i = 0; i < n; i++)
+            for (int g = 0; g < m.groups; g++) {
+                const int count = int(positions[i]) + 1, stride = (count + LANES - 1) / LANES * LANES;
+                const int first = (i * m.groups + g) * r * d;
+                std::unique_ptr<float[]> scores(new float[r * stride]);  // [R, count rounded up]
+                product((const Cached*)m.keys + cached(layer, i, g), &query[first], count, r, d, scores.get(), stride);
+                for (int h = 0; h < r; h++) {
+                    const float total = weigh(&scores[h * stride], count, stride, scale, m.slopes[g * r + h]);
+                    average((const Cached*)m.values + cached(layer, i, g), &scores[h * stride], count, total,
+                            &mixed[first + h * d]);
+                }
+            }
+    }
+
+    // Scores to unnormalised probabilities, in place; returns their sum.
+    float weigh(float* scores, int count, int stride, float scale, float slope) {
+        float peak = -INFINITY;
+        for (int t = 0; t < count; t++) {
+            scores[t] = scores[t] * scale - slope * m.roots[count - 1 - t];
+            peak = std::max(peak, scores[t]);
+        }
+        std::fill(scores + count, scores + stride, -INFINITY);
+        vec total = {};
+        for (int t = 0; t < stride; t += LANES) {
+            vec p = exponential(load(scores + t) - peak);
+            std::memcpy(scores + t, &p, sizeof p);
+            total += p;
+        }
+        return sum(total);
+    }
+
+    void average(const Cached* values, const float* weights, int count, float total, In* out) {
+        const int d = m.head_width;
+        for (int c = 0; c < d; c += UNROLL) {
+            vec a = {}, b = {};
+            for (int t = 0; t < count; t++) {
+                a += weights[t] * load(values + int64_t(t) * d + c);
+                b += weights[t] * load(values + int64_t(t) * d + c + LANES);
+            }
+            for (int lane = 0; lane < LANES; lane++) {
+                store(a[lane] / total, out + c + lane);
+                store(b[lane] / total, out + c + LANES + lane);
+            }
+        }
+    }
+
+    void run(const int64_t* wanted, int count, float* logits, int threads) {
+        const int queries = m.heads * m.head_width, keys = m.groups * m.head_width;
+#pragma omp parallel num_threads(threads)
+        {
+            embed();
+            for (int l = 0; l < m.layers; l++) {
+                const Layer& layer = m.layer[l];
+                normalise(layer.attention_norm);
+                project(layer.q, normed.get(), queries, m.width, q.get());
+                project(layer.k, normed.get(), keys, m.width, k.get());
+                project(layer.v, normed.get(), keys, m.width, v.get());
+#pragma omp barrier
+                remember(l);
+                attend(l);
+                project_and_add(layer.o, mixed.get(), m.width, queries);
+                normalise(layer.mlp_norm);
+                gate(layer);
+                project_and_add(layer.down, gated.get(), m.width, m.ff);
+            }
+            normalise(m.norm);
+            predict(wanted, count, logits);
+        }
+    }
+
+    // logits [count, V] of the wanted rows.
+    void predict(const int64_t* wanted, int count, float* logits) {
+#pragma omp single
+        for (int j = 0; j < count; j++)  // wanted is ascending, so rows only move down
+            std::memmove(&normed[j * m.width], &normed[wanted[j] * m.width], m.width * sizeof(In));
+#pragma omp for schedule(dynamic, 1)
+        for (int row = 0; row < m.vocab; row += CHUNK) {
+            float y[MAX_ROWS * CHUNK];
+            int rows = std::min(CHUNK, m.vocab - row);
+            chunk(m.head, normed.get(), row, rows, m.width, count, y);
+            for (int j = 0; j < count; j++) std::copy_n(y + j * CHUNK, rows, logits + int64_t(j) * m.vocab + row);
+        }
+    }
+};
+
+template <class W>
+void step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions,
+          const int64_t* wanted, int count, float* logits, int threads) {
+    Step<W>(m, n, tokens, slots, positions).run(wanted, count, logits, threads);
+}
+
+}  // namespace
+
+extern "C" int stepaudio_lanes() { return LANES; }
+
+// Runs n <= MAX_ROWS rows through the model and writes the logits [count, V] of the `wanted` rows (ascending).
+extern "C" void stepaudio_step(const Model* m, int n, const int64_t* tokens, const int64_t* slots,
+                               const int64_t* positions, const int64_t* wanted, int count, float* logits,
+                               int threads) {
+    auto run = m->weight_kind == 0 ? step<float> : m->weight_kind == 1 ? step<bf16> : step<int8_t>;
+    run(*m, n, tokens, slots, positions, wanted, count, logits, threads);
+}

@@ -1,0 +1,182 @@
+"""Both runners, all weight kinds: cached equals uncached, batched equals single, forked equals recomputed."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lm_models import KINDS, tiny_config, tiny_model
+from stepaudio.errors import InputError
+from stepaudio.lm import native
+from stepaudio.lm.cache import Cache
+from stepaudio.lm.native import NativeRunner, why_not
+from stepaudio.lm.runner import Span, TorchRunner, make_runner
+
+TOKENS = torch.randint(0, 5000, (90,), generator=torch.Generator().manual_seed(7)).tolist()
+TOLERANCE = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.03}  # of the logits' largest
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {kind: tiny_model(kind) for kind in KINDS}
+
+
+def runner_of(model, form, slots=4, tokens=128):
+    dtype = model.model.embed_tokens.weight.dtype
+    cache = Cache(model.config, slots=slots, tokens=tokens, dtype=dtype)
+    for _ in range(slots - 1):
+        cache.allocate()
+    if form == "native":
+        if native.library() is None:
+            pytest.skip("no C++ compiler")
+        assert why_not(model, cache) is None
+        return NativeRunner(model, cache)
+    return TorchRunner(model, cache)
+
+
+def assert_close(a, b, kind):
+    assert (a - b).abs().max() <= TOLERANCE[kind] * b.abs().max()
+
+
+forms = pytest.mark.parametrize("form", ["torch", "native"])
+kinds = pytest.mark.parametrize("kind", KINDS)
+
+
+@forms
+@kinds
+def test_cached_equals_uncached(models, form, kind):
+    model = models[kind]
+    runner = runner_of(model, form)
+    with torch.no_grad():
+        expected = model(torch.tensor([TOKENS[:20]]))[0].float()
+    assert_close(runner.step([Span(0, TOKENS[:12])])[0], expected[11], kind)
+    for i in range(12, 20):
+        assert_close(runner.step([Span(0, TOKENS[i : i + 1])])[0], expected[i], kind)
+    assert runner.cache.sequences[0] == TOKENS[:20]
+
+
+@forms
+@kinds
+def test_batched_equals_single(models, form, kind):
+    together, alone = runner_of(models[kind], form), runner_of(models[kind], form)
+    spans = [Span(0, TOKENS[:5]), Span(1, TOKENS[5:6]), Span(2, TOKENS[6:40])]
+    for _ in range(2):
+        joint = together.step(spans)
+        for row, span in zip(joint, spans, strict=True):
+            single = alone.step([span])[0]
+            if form == "native":
+                assert torch.equal(row, single)
+            else:
+                assert_close(row, single, kind)
+
+
+@forms
+@kinds
+def test_forked_prefix_equals_recomputed(models, form, kind):
+    runner = runner_of(models[kind], form)
+    runner.step([Span(0, TOKENS[:30])])
+    fork = runner.cache.fork(0, 17)
+    assert runner.cache.sequences[fork] == TOKENS[:17]
+    forked = runner.step([Span(fork, TOKENS[50:60])])[0]
+    recomputed = runner.step([Span(1, TOKENS[:17] + TOKENS[50:60])])[0]
+    if form == "native":
+        assert torch.equal(forked, recomputed)
+    else:
+        assert_close(forked, recomputed, kind)
+    # The original goes on as if nothing had happened.
+    untouched = runner_of(models[kind], form)
+    untouched.step([Span(0, TOKENS[:30])])
+    assert torch.equal(runner.step([Span(0, [5])]), untouched.step([Span(0, [5])]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(cuts=st.lists(st.integers(1, 89), max_size=6, unique=True), kind=st.sampled_from(KINDS))
+def test_native_prefill_is_the_same_to_the_bit_however_it_is_cut(models, cuts, kind):
+    whole, pieces = runner_of(models[kind], "native"), runner_of(models[kind], "native")
+    expected = whole.step([Span(0, TOKENS)])  # 90 rows: more than one call
+    edges = [0, *sorted(cuts), len(TOKENS)]
+    for start, stop in pairwise(edges):
+        logits = pieces.step([Span(1, TOKENS[start:stop])])
+    assert torch.equal(logits, expected)
+
+
+@kinds
+def test_native_equals_torch_beyond_one_chunk_of_everything(kind):
+    # A vocabulary that is no multiple of the chunk, a batch of more rows than a tile, groups of one head.
+    model = tiny_model(kind, vocab_size=5437, num_attention_groups=6)
+    runners = [runner_of(model, form, slots=13) for form in ("native", "torch")]
+    spans = [Span(slot, TOKENS[slot : 2 * slot + 1]) for slot in range(12)]
+    for _ in range(2):
+        a, b = (runner.step(spans) for runner in runners)
+        assert_close(a, b, kind)
+
+
+@forms
+def test_a_span_that_does_not_fit_changes_nothing(models, form):
+    runner = runner_of(models["float32"], form, tokens=16)
+    runner.step([Span(0, TOKENS[:10])])
+    with pytest.raises(InputError, match="do not fit"):
+        runner.step([Span(1, [1]), Span(0, TOKENS[:7])])
+    assert [len(held) for held in runner.cache.sequences[:2]] == [10, 0]
+    assert runner.step([Span(0, TOKENS[:6])]).isfinite().all()
+
+
+def test_native_refuses_ids_outside_the_vocabulary(models):
+    with pytest.raises(IndexError):
+        runner_of(models["float32"], "native").step([Span(0, [5440])])
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "reason"),
+    [
+        ({"head_dim": 20}, torch.float32, "multiples"),
+        ({}, torch.bfloat16, "cache"),
+        ({}, torch.float16, "weights"),
+    ],
+)
+def test_what_the_native_step_cannot_do_runs_on_torch(changes, dtype, reason):
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
+    model = tiny_model(**changes)
+    if dtype is torch.float16:
+        model.half()
+    cache = Cache(model.config, slots=1, tokens=8, dtype=dtype)
+    assert reason in why_not(model, cache)
+    assert isinstance(make_runner(model, cache), TorchRunner)
+
+
+def test_without_a_compiler_torch_does_the_work(monkeypatch, models, caplog):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    native.library.cache_clear()
+    try:
+        cache = Cache(tiny_config(), slots=1, tokens=8, dtype=torch.float32)
+        assert isinstance(make_runner(models["float32"], cache), TorchRunner)
+        assert "no C++ compiler" in caplog.text
+    finally:
+        native.library.cache_clear()
+
+
+def test_a_source_that_does_not_compile_is_reported(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-no-such-flag"))
+    native.library.cache_clear()
+    try:
+        assert native.library() is None
+        assert "no-such-flag" in caplog.text
+    finally:
+        native.library.cache_clear()
+
+
+@pytest.mark.slow
+def test_compiled_decoding_equals_eager():
+    model = tiny_model()
+    compiled, eager = (
+        TorchRunner(model, Cache(model.config, slots=3, tokens=64, dtype=torch.float32), compiled=flag)
+        for flag in (True, False)
+    )
+    for spans in ([Span(0, [3]), Span(1, [4])], [Span(0, [5]), Span(1, [6])], [Span(2, [7])]):
+        assert_close(compiled.step(spans), eager.step(spans), "float32")
