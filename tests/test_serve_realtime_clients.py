@@ -19,7 +19,6 @@ from realtime_fixtures import RATE, TalkBundle, pcm, speech
 from serve_fixtures.live import Live, live
 from stepaudio import load
 from stepaudio.audio.pcm import Samples, to_float, to_int16
-from stepaudio.speech.bundle import Bundle
 from stepaudio.speech.roles import Message, Tool, ToolCall
 
 STEP = 0.05
@@ -159,14 +158,8 @@ def test_openai_agents(server: Live) -> None:
 
 
 @asynccontextmanager
-async def agents_session(url: str, asked: list[str]) -> AsyncIterator[RealtimeSession]:
-    @function_tool
-    def get_weather(city: str) -> str:
-        """The weather in a city."""
-        asked.append(city)
-        return "sunny"
-
-    agent = RealtimeAgent(name="Guide", instructions="You help travellers. Use the tools.", tools=[get_weather])
+async def agents_session(url: str, tools: list[Any]) -> AsyncIterator[RealtimeSession]:
+    agent = RealtimeAgent(name="Guide", instructions="You help people. Use the tools.", tools=tools)
     runner = RealtimeRunner(agent)
     address = f"{url.replace('http', 'ws', 1)}/v1/realtime?model=gpt-realtime"
     async with await runner.run(model_config={"url": address, "api_key": "none"}) as session:
@@ -178,7 +171,14 @@ async def _agents_conversation(url: str, question: Samples, interruption: Sample
     asked: list[str] = []
     seen: list[str] = []
     spoken = 0
-    async with agents_session(url, asked) as session:
+
+    @function_tool
+    def get_weather(city: str) -> str:
+        """The weather in a city."""
+        asked.append(city)
+        return "sunny"
+
+    async with agents_session(url, [get_weather]) as session:
 
         async def talk(samples: Samples) -> None:
             for piece in in_steps(samples):
@@ -208,56 +208,68 @@ async def _agents_conversation(url: str, question: Samples, interruption: Sample
 
 @pytest.mark.weights
 def test_a_conversation_with_real_models() -> None:
-    """The agents client asks aloud, in the voice of the bundle itself, and hears the answer."""
+    """The agents client speaks with the voice of the bundle itself: it asks for a story, interrupts it, and has a
+    tool used."""
     with load("tiny") as bundle, live(bundle) as server:
-        question = spoken_by(bundle, "What is the weather in Paris right now?")
-        transcripts = asyncio.run(asyncio.wait_for(_ask_aloud(server.url, question), 300))
-        answer = transcripts[-1]
-        assert "sunny" in answer.lower() or "weather" in answer.lower()
+        story, request = (
+            np.concatenate([speech.samples for speech in bundle.say(text)])
+            for text in ("Please tell me a long story about a fox.", "Please open the garage door.")
+        )
+        asked, said, seen = asyncio.run(asyncio.wait_for(_converse(server.url, story, request), 300))
+        assert "garage" in asked[0].lower()
+        assert "audio_interrupted" in seen
+        assert len(said) >= 2
+        assert said[-1]
 
 
-def spoken_by(bundle: Bundle, text: str) -> Samples:
-    silence = np.zeros(RATE // 2, np.float32)
-    return np.concatenate([silence, *(speech.samples for speech in bundle.say(text)), silence])
+class Microphone:
+    """Sends what is put into it in real time, and silence in between."""
+
+    def __init__(self, session: RealtimeSession) -> None:
+        self._session = session
+        self._pieces: list[Samples] = []
+
+    def say(self, samples: Samples) -> None:
+        self._pieces += in_steps(samples)
+
+    async def run(self) -> None:
+        while True:
+            piece = self._pieces.pop(0) if self._pieces else np.zeros(int(STEP * RATE), np.float32)
+            await self._session.send_audio(to_int16(piece).tobytes())
+            await asyncio.sleep(STEP)
 
 
-async def _ask_aloud(url: str, question: Samples) -> list[str]:
-    """Asks, interrupts the answer with the same question, and returns what the agent said."""
+async def _converse(url: str, story: Samples, request: Samples) -> tuple[list[str], list[str], list[str]]:
+    """What the tool was asked, what the agent said, and which events came."""
     asked: list[str] = []
     said: list[str] = []
-    interrupted = False
-    async with agents_session(url, asked) as session:
+    seen: list[str] = []
 
-        async def talk() -> None:
-            while True:  # as a microphone does
-                for piece in in_steps(await speaking.get()):
-                    await session.send_audio(to_int16(piece).tobytes())
-                    await asyncio.sleep(STEP)
+    @function_tool
+    def open_door(door: str) -> str:
+        """Opens a door of the house."""
+        asked.append(door)
+        return f"The {door} is open now."
 
-        speaking: asyncio.Queue[Samples] = asyncio.Queue()
-        speaking.put_nowait(question)
-        for _ in range(60):
-            speaking.put_nowait(np.zeros(RATE, np.float32))
-        talking = asyncio.create_task(talk())
+    async with agents_session(url, [open_door]) as session:
+        microphone = Microphone(session)
+        listening = asyncio.create_task(microphone.run())
+        microphone.say(story)
         async for event in session:
             assert event.type != "error", event
-            if event.type == "audio" and not interrupted:
-                interrupted = True
-                talking.cancel()
-                speaking = asyncio.Queue()
-                speaking.put_nowait(question)
-                for _ in range(120):
-                    speaking.put_nowait(np.zeros(RATE, np.float32))
-                talking = asyncio.create_task(talk())
+            seen.append(event.type)
+            if event.type == "audio" and seen.count("audio") == 1:
+                microphone.say(request)
             elif event.type == "raw_model_event" and event.data.type == "raw_server_event":
                 data = event.data.data
                 if data["type"] == "response.output_audio_transcript.done":
                     said.append(data["transcript"])
-                elif data["type"] == "response.done" and interrupted and said and _answered(data["response"]):
+                elif data["type"] == "response.done" and asked and _answered(data["response"]):
                     break
-        talking.cancel()
-    return said
+        listening.cancel()
+    return asked, said, seen
 
 
 def _answered(response: dict[str, Any]) -> bool:
-    return response["status"] == "completed" and any(item["type"] == "message" for item in response["output"])
+    kinds = [item["type"] for item in response["output"]]
+    return response["status"] == "completed" and kinds == ["message"]
