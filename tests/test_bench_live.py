@@ -19,6 +19,7 @@ from serve_fixtures.live import live
 from stepaudio.audio.encode import write
 from stepaudio.audio.pcm import Samples
 from stepaudio.bench.live import clips as clip_source
+from stepaudio.bench.live.bench import Options, server
 from stepaudio.bench.live.clips import RATE, Clip, Clips, quietest, read_folder, trimmed, word_gap
 from stepaudio.bench.live.measure import heard, quantiles, speculations, turns, units, words_heard
 from stepaudio.bench.live.player import FRAME, Microphone, Target, play
@@ -93,8 +94,9 @@ def test_clips_without_a_gap_cannot_make_pauses() -> None:
 
 
 def test_a_clip_reaches_from_its_first_audible_sample_to_its_last() -> None:
-    assert len(trimmed(np.concatenate([silence(0.5), loud(1.0), silence(0.3)]))) == RATE
-    assert np.abs(trimmed(loud(1.0) * 0.1)).max() == pytest.approx(0.5)
+    samples, lead = trimmed(np.concatenate([silence(0.5), loud(1.0) * 0.1, silence(0.3)]))
+    assert (len(samples), lead) == (RATE, 0.5)
+    assert np.abs(samples).max() == pytest.approx(0.5)
     with pytest.raises(InputError, match="silent"):
         trimmed(silence(1.0))
 
@@ -398,8 +400,8 @@ def test_a_conversation_with_a_live_server() -> None:
         ),
     )
     session = {"audio": {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 600}}}}
-    with live(bundle) as server:
-        target = Target(server.url, session=session)
+    with live(bundle) as running:
+        target = Target(running.url, session=session)
         (recording, plain) = asyncio.run(play_all([talk], clips, target, arms=(True, False), idle=2))
     assert (recording.speculation, plain.speculation) == (True, False)
     assert recording.errors == plain.errors == []
@@ -424,6 +426,23 @@ def test_a_server_that_is_not_there_is_an_error_of_the_recording() -> None:
     recording = asyncio.run(play(talk, {}, Target("http://127.0.0.1:9"), speculation=True))
     assert len(recording.errors) == 1
     assert turns(recording)[0].missed
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://127.0.0.1:8000", "ws://127.0.0.1:8000/v1/realtime?model=default"),
+        ("https://host/v1/", "wss://host/v1/realtime?model=default"),
+        ("ws://host/base/v1?model=small", "ws://host/base/v1/realtime?model=small"),
+    ],
+)
+def test_the_address_of_a_server(url: str, address: str) -> None:
+    assert Target(url).address == address
+
+
+def test_an_address_that_is_none() -> None:
+    with pytest.raises(InputError, match="address"), server(Options("tiny", url="localhost:8000")):
+        pass
 
 
 @pytest.mark.weights

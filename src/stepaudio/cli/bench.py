@@ -136,9 +136,9 @@ def _search(options: Options, most: int, limit: float, doing: Doing) -> tuple[di
     from stepaudio.bench.live import bench
     from stepaudio.bench.live.report import render_steps
 
-    script = bench.prepare(options, most, doing)
+    script = bench.prepare(options, most + bench.LEAST_A_STEP, doing)
     with bench.server(options) as url:
-        steps = asyncio.run(bench.search(options, script, url, limit=limit, doing=doing))
+        steps = asyncio.run(bench.search(options, script, url, most=most, limit=limit, doing=doing))
     Console().print(render_steps(steps, limit))
     figures = {"setup": options.setup | {"limit": limit}, "steps": [asdict(step) for step in steps]}
     return figures, any(step.within(limit) for step in steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from stepaudio.bench.live.recording import Recording
 from stepaudio.bench.live.run import Step, fare, find_most, play_all
 from stepaudio.bench.live.scenarios import KINDS, Conversation, build
 from stepaudio.bench.live.server import serving
+from stepaudio.errors import InputError
 from stepaudio.speech.bundle import Bundle
 from stepaudio.speech.bundle_spec import read_spec
 from stepaudio.speech.roles import Word
@@ -26,6 +28,8 @@ _INSTRUCTIONS = "Answer in two or three short sentences, in the language of the 
 _MOST_TOKENS = 120
 _CLIPS = 12
 """Clips a language that conversations draw from."""
+LEAST_A_STEP = 4
+"""Conversations that one step of the search plays at least: twenty turns, or its p95 would be one turn's."""
 
 Doing = Callable[[str, int], Callable[[], None]]
 """Called with what is done next and in how many steps; returns what to call after each."""
@@ -105,26 +109,35 @@ async def compare(options: Options, script: Script, url: str, doing: Doing) -> l
     )
 
 
-async def search(options: Options, script: Script, url: str, *, limit: float, doing: Doing) -> list[Step]:
-    """Find how many of the conversations can be held at once with the p95 of the latency within `limit`."""
+async def search(options: Options, script: Script, url: str, *, most: int, limit: float, doing: Doing) -> list[Step]:
+    """Find how many conversations, up to `most`, can be held at once with the p95 of the latency within `limit`.
+
+    Every step plays as many rounds as give at least `LEAST_A_STEP` conversations.
+    """
 
     async def measure(sessions: int) -> Step:
+        some = script.conversations[: sessions * math.ceil(LEAST_A_STEP / sessions)]
         return await fare(
-            script.conversations[:sessions],
+            some,
             script.clips.by_name(),
             _target(options, url),
+            sessions=sessions,
             speculation=options.speculation,
             idle=options.idle,
-            progress=doing(f"playing {sessions} conversations at once", sessions * len(KINDS)),
+            progress=doing(f"playing {sessions} conversations at once", len(some) * len(KINDS)),
         )
 
-    return await find_most(measure, limit=limit, most=len(script.conversations))
+    return await find_most(measure, limit=limit, most=most)
 
 
 @contextmanager
 def server(options: Options) -> Iterator[str]:
     """The URL of the server to measure."""
     if options.url is not None:
+        if not options.url.startswith(("http://", "https://", "ws://", "wss://")):
+            raise InputError(
+                f"'{options.url}' is no address of a server; it looks like http://127.0.0.1:8000", param="url"
+            )
         yield options.url
     else:
         with serving(options.bundle) as url:

@@ -98,13 +98,15 @@ def audible_span(samples: Samples) -> tuple[int, int] | None:
     return (int(loud[0]), int(loud[-1]) + 1) if len(loud) else None
 
 
-def trimmed(samples: Samples) -> Samples:
-    """At a peak of `_LEVEL`, from the first audible sample to the last. Raises InputError for silence."""
-    peak = float(np.abs(samples).max(initial=0.0))
-    span = audible_span(samples * np.float32(_LEVEL / peak)) if peak > 0 else None
+def trimmed(samples: Samples) -> tuple[Samples, float]:
+    """At a peak of `_LEVEL`, from the first audible sample to the last; and how many seconds of silence were in front.
+    Raises InputError for silence."""
+    peak = np.abs(samples).max(initial=0.0)
+    levelled = samples * np.float32(_LEVEL / peak) if peak > 0 else samples
+    span = audible_span(levelled)
     if span is None:
         raise InputError("a recording of the benchmark is silent: leave it out")
-    return samples[slice(*span)] * np.float32(_LEVEL / peak)
+    return levelled[slice(*span)], span[0] / RATE
 
 
 def quietest(samples: Samples) -> float | None:
@@ -129,7 +131,7 @@ def read_folder(folder: Path, *, most: int, seed: int) -> dict[str, tuple[Clip, 
     found: dict[str, tuple[Clip, ...]] = {}
     for language, some in rows.items():
         chosen = rng.sample(some, min(most, len(some)))
-        clips = [(row, trimmed(read(folder / row["path"], rate=RATE))) for row in chosen]
+        clips = [(row, trimmed(read(folder / row["path"], rate=RATE))[0]) for row in chosen]
         if clips:
             found[language] = tuple(Clip(row["path"], row["text"], language, s, quietest(s)) for row, s in clips)
     if not found:
@@ -172,10 +174,7 @@ def _synthesise(
 
 def _spoken(name: str, text: str, language: str, chunks: Sequence[Speech], bundle: Bundle) -> Clip:
     rate = bundle.speaker.rate
-    whole = resample(np.concatenate([chunk.samples for chunk in chunks]), rate, RATE)
-    samples = trimmed(whole)
-    peak = float(np.abs(whole).max())
-    lead = (audible_span(whole * np.float32(_LEVEL / peak)) or (0, 0))[0] / RATE
+    samples, lead = trimmed(resample(np.concatenate([chunk.samples for chunk in chunks]), rate, RATE))
     return Clip(name, text, language, samples, word_gap(_word_ends(chunks, rate), lead, len(samples) / RATE))
 
 

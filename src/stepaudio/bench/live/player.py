@@ -140,13 +140,12 @@ class _Player:
         """When the reply to the last turn became audible; None while it has not."""
 
     async def run(self) -> None:
-        listening = asyncio.create_task(self._listen())
-        await self._configure()
-        self._zero = time.monotonic()
-        capturing = asyncio.create_task(self._capture())
-        script = asyncio.create_task(self._hold())
-        tasks = (listening, capturing, script)
+        tasks = [asyncio.create_task(self._listen())]
         try:
+            await self._configure()
+            self._zero = time.monotonic()
+            script = asyncio.create_task(self._hold())
+            tasks += [asyncio.create_task(self._capture()), script]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if not script.done():
                 raise BackendError(f"the server ended the session ({self._connection.close_reason or 'no reason'})")

@@ -78,18 +78,18 @@ async def fare(
     clips: Mapping[str, Clip],
     target: Target,
     *,
+    sessions: int,
     speculation: bool,
     idle: int,
     progress: Progress,
 ) -> Step:
-    """Play all these conversations at once."""
-    count = len(conversations)
+    """How these conversations fare when so many of them are held at once."""
     recordings = await play_all(
-        conversations, clips, target, arms=(speculation,), sessions=count, idle=idle, progress=progress
+        conversations, clips, target, arms=(speculation,), sessions=sessions, idle=idle, progress=progress
     )
     measured = [turn for recording in recordings for turn in turns(recording)]
     latencies = quantiles(turn.latency for turn in measured if turn.latency is not None)
-    return Step(count, latencies["p95"], sum(turn.missed for turn in measured))
+    return Step(sessions, latencies["p95"], sum(turn.missed for turn in measured))
 
 
 @asynccontextmanager
