@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.sync.client import connect
 
 from realtime_fixtures import RATE, Client, TalkBundle, client, pcm, speech
 from serve_fixtures.live import Live, live, until
@@ -250,6 +251,35 @@ def test_out_of_band_responses_leave_no_trace(server: Live, bundle: Any) -> None
         talk.send("response.create", response=TEXT)
         talk.until("response.done")
         assert [m.content for m in bundle.responder.prompts[-1]][1:] == ["secret"]
+
+
+# ---------------------------------------------------------------- what stock clients rely on
+
+
+def test_any_model_name_is_taken(server: Live, bundle: Any) -> None:
+    with client(server.url, "/v1/realtime?model=one") as talk:
+        assert talk.events[0]["session"]["model"] == "one"
+        assert talk.update(model="two")["session"]["model"] == "two"
+
+
+def test_metadata_comes_back_with_the_response_that_it_asked_for(server: Live, bundle: Any) -> None:
+    with client(server.url) as talk:
+        talk.send("response.create", response={"metadata": {"client_event_id": "c1"}})
+        assert talk.until("response.created")["response"]["metadata"] == {"client_event_id": "c1"}
+        assert talk.until("response.done")["response"]["metadata"] == {"client_event_id": "c1"}
+
+
+def test_ids_of_the_client_are_kept(server: Live, bundle: Any) -> None:
+    with client(server.url) as talk:
+        hexadecimal = "0af3c1d2e4b5968778695a4b3c2d1e0f"
+        assert create(talk, "hello", id=hexadecimal)["item"]["id"] == hexadecimal
+
+
+def test_neither_a_subprotocol_nor_compression_is_forced_on_a_client(server: Live, bundle: Any) -> None:
+    url = f"{server.url.replace('http', 'ws', 1)}/v1/realtime"
+    with connect(url) as plain, connect(url, subprotocols=["realtime", "other"]) as browser:  # type: ignore[list-item]
+        assert plain.protocol.extensions == []
+        assert (plain.subprotocol, browser.subprotocol) == (None, "realtime")
 
 
 # ---------------------------------------------------------------- tools

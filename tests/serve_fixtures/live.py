@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from stepaudio.serve.app import create_app
-from stepaudio.serve.runner import DrainingServer, bind
+from stepaudio.serve.runner import WEBSOCKET, DrainingServer, bind
 from stepaudio.serve.settings import Settings
 from stepaudio.serve.state import Phase, ServerState
 
@@ -29,7 +29,13 @@ class Live:
         self.port: int = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         config = uvicorn.Config(
-            self.app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=1, http=http
+            self.app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=1,
+            http=http,
+            **WEBSOCKET,
         )
         self.server = DrainingServer(config, self.state)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]}, daemon=True)

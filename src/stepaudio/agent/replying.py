@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from stepaudio.agent import events as ev
 from stepaudio.audio.vad import SileroVad
@@ -63,17 +63,19 @@ class _Work:
             yield ev.ReplyText(start.reply_id, start.text)
             yield ev.ReplyFinished(start.reply_id, Finish("stop"))
             return
-        for event in self._models.responder.respond(
+        events = self._models.responder.respond(
             start.messages, tools=start.tools, tool_choice=start.tool_choice, sampling=start.sampling, cancel=cancel
-        ):
-            self._wait(cancel)
-            match event:
-                case TextDelta(text):
-                    yield ev.ReplyText(start.reply_id, text)
-                case ToolCall():
-                    yield ev.ReplyCall(start.reply_id, event)
-                case Finish():
-                    yield ev.ReplyFinished(start.reply_id, event)
+        )
+        with _closing(events):
+            for event in events:
+                self._wait(cancel)
+                match event:
+                    case TextDelta(text):
+                        yield ev.ReplyText(start.reply_id, text)
+                    case ToolCall():
+                        yield ev.ReplyCall(start.reply_id, event)
+                    case Finish():
+                        yield ev.ReplyFinished(start.reply_id, event)
 
     def speak(self, put: Callable[[ev.ReplyEvent], None], stop: threading.Event) -> None:
         """The speaking thread. The text is put by a thread of its own, so that the model writes on meanwhile."""
@@ -96,7 +98,8 @@ class _Work:
                 known = self._language if self._language and speaker.default_voice(self._language) else None
                 text = chain([first], pieces)
                 spoken = say(speaker, text, voice=start.voice, language=known, speed=start.speed, cancel=stop)
-                self._put_speech(spoken, put, stop)
+                with _closing(spoken):
+                    self._put_speech(spoken, put, stop)
         for event in finished:
             put(event)
 
@@ -118,3 +121,13 @@ class _Work:
         """Wait while the reply is told to. Polling, since two things can end it."""
         while not self._go.wait(0.05) and not stop.is_set():
             pass
+
+
+@contextlib.contextmanager
+def _closing(items: Iterator[Any]) -> Iterator[None]:
+    """Close a generator in the thread that reads it, at once: it may hold a model's slot."""
+    try:
+        yield
+    finally:
+        if isinstance(items, Generator):
+            items.close()

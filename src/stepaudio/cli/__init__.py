@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bundles, chat, say, serve, talk, transcribe
+from stepaudio.cli import bench, bundles, chat, say, serve, talk, transcribe
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -40,6 +40,7 @@ for verb in (
     bundles.doctor,
 ):
     app.command()(verb)
+app.add_typer(bench.app, name="bench")
 
 
 def _version(wanted: bool) -> None:

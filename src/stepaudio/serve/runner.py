@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LAST_SECONDS = 1
 """What answers that need no slot get to end once the work has drained; whatever still runs then is cancelled."""
+_UNREAD_MILLISECONDS = 60_000
+"""How long sent bytes may stay unacknowledged, or a peer's window closed, before the kernel drops the connection."""
 
 WEBSOCKET: dict[str, Any] = {
     "ws_max_size": 8 << 20,  # a larger event ends its connection with code 1009
@@ -73,6 +75,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         if os.name == "posix":  # elsewhere it would let two servers share the port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # or a peer that reads nothing keeps its connection, closed or not
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:

@@ -59,6 +59,7 @@ BACKENDS: Mapping[str, Backend] = {
         {"onnxruntime": _LOCAL, "hibari": _LOCAL, "misaki": _LOCAL},
     ),
     "resemblyzer": Backend("stepaudio.speech.backends.resemblyzer:ResemblyzerEncoder", {"torch": _TORCH}),
+    "smart_turn": Backend("stepaudio.speech.backends.smart_turn:SmartTurnScorer", {"onnxruntime": _LOCAL}),
 }
 
 

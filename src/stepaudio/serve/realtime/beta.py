@@ -76,16 +76,16 @@ def nested_session(flat: Json) -> Json:
     audio: Json = {}
     for name, value in flat.items():
         if name in _INPUT:
-            audio.setdefault("input", {})[_INPUT[name]] = _FORMATS.get(value, value) if "format" in name else value
+            audio.setdefault("input", {})[_INPUT[name]] = _format(value) if "format" in name else value
         elif name in _OUTPUT:
-            audio.setdefault("output", {})[_OUTPUT[name]] = _FORMATS.get(value, value) if "format" in name else value
+            audio.setdefault("output", {})[_OUTPUT[name]] = _format(value) if "format" in name else value
         elif name == "temperature":
             nested["stepaudio"] = {"temperature": value}
         elif name != "client_secret":
             nested[_PLAIN.get(name, name)] = value
     if audio:
         nested["audio"] = audio
-    if nested.get("output_modalities") and set(nested["output_modalities"]) == {"text", "audio"}:
+    if nested.get("output_modalities") in (["text", "audio"], ["audio", "text"]):
         nested["output_modalities"] = ["audio"]
     return nested
 
@@ -151,7 +151,13 @@ def _old_item(item: Json) -> Json:
 
 
 def _renamed(part: Any, names: dict[str, str]) -> Any:
-    return {**part, "type": names[part["type"]]} if isinstance(part, dict) and part.get("type") in names else part
+    if not isinstance(part, dict) or not isinstance(kind := part.get("type"), str):
+        return part
+    return {**part, "type": names.get(kind, kind)}
+
+
+def _format(name: Any) -> Any:
+    return _FORMATS.get(name, name) if isinstance(name, str) else name
 
 
 def _modalities(modalities: list[str]) -> list[str]:

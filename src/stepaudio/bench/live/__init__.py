@@ -1,0 +1,1 @@
+"""Conversations against a live server, measured from what was recorded."""

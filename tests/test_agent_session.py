@@ -1,0 +1,409 @@
+"""The actor around the core: commands on real threads, failures, priorities, time."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from realtime_fixtures import TalkBundle, speech
+from stepaudio.agent import events as ev
+from stepaudio.agent.context import MessageItem, OutputItem
+from stepaudio.agent.ring import InputRing
+from stepaudio.agent.scheduler import Lane, Scheduler, Urgency
+from stepaudio.agent.session import RATE, InputFullError, Session
+from stepaudio.agent.settings import Settings, SpeculationConfig
+from stepaudio.agent.tools import FunctionTools
+from stepaudio.agent.turn import TurnConfig
+from stepaudio.errors import BackendError
+from stepaudio.speech.roles import ToolCall
+
+PATIENCE = 10
+QUIET = Settings(turn=TurnConfig.server_vad(silence_duration=0.4))
+
+
+class Talk:
+    """A session, and everything that it told."""
+
+    def __init__(self, bundle: TalkBundle, settings: Settings, **options: Any) -> None:
+        self.told: list[ev.Output] = []
+        self.changed = asyncio.Event()
+        scheduler = options.pop("scheduler", None) or Scheduler(hearing=2, replying=2)
+        self.session = Session(bundle, scheduler, self.tell, settings=settings, **options)
+
+    def tell(self, output: ev.Output) -> None:
+        self.told.append(output)
+        self.changed.set()
+
+    def all(self, kind: type) -> list[Any]:
+        return [output for output in self.told if isinstance(output, kind)]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.changed.clear()
+                await asyncio.wait([asyncio.create_task(self.changed.wait())], timeout=0.01)
+
+    async def say(self, seconds: float = 1.0, silence: float = 0.7) -> None:
+        samples = speech(seconds, silence, RATE)
+        for start in range(0, len(samples), 1600):
+            self.session.hear(samples[start : start + 1600])
+            await asyncio.sleep(0)
+
+    @property
+    def done(self) -> list[ev.ReplyDone]:
+        return self.all(ev.ReplyDone)
+
+
+@asynccontextmanager
+async def talking(bundle: TalkBundle, settings: Settings = QUIET, **options: Any) -> AsyncIterator[Talk]:
+    talk = Talk(bundle, settings, **options)
+    try:
+        yield talk
+    finally:
+        await talk.session.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(work, 30))
+
+
+# ---------------------------------------------------------------- a conversation
+
+
+def test_a_turn_is_heard_answered_and_spoken() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        async with talking(bundle) as talk:
+            await talk.say()
+            await talk.until(lambda: talk.done)
+            assert talk.done[0].status == "completed"
+            played = np.concatenate([play.speech.samples for play in talk.all(ev.Play)])
+            assert len(played) == 4 * 2400
+            # What is transcribed is the speech and the pause that showed that it was over.
+            assert 1.0 <= bundle.transcriber.heard[-1] <= 1.3
+            assert not any(isinstance(output, ev.StartReply | ev.Transcribe) for output in talk.told)
+
+    run(check())
+
+
+def test_however_the_audio_is_cut_the_same_is_told() -> None:
+    async def told(step: int) -> list[str]:
+        async with talking(TalkBundle(), replace(QUIET, speculation=SpeculationConfig(enabled=False))) as talk:
+            samples = speech(1.0, 0.7, RATE)
+            for start in range(0, len(samples), step):
+                talk.session.hear(samples[start : start + step])
+            await talk.until(lambda: talk.done)
+            return [str(o) for o in talk.told if isinstance(o, ev.SpeechStarted | ev.SpeechPaused | ev.SpeechStopped)]
+
+    async def check() -> None:
+        whole = [text.split("_")[0] + text.partition(",")[2] for text in await told(10**6)]
+        for step in (100, 512, 3000):
+            assert [text.split("_")[0] + text.partition(",")[2] for text in await told(step)] == whole
+
+    run(check())
+
+
+def test_an_idle_session_has_no_thread_task_or_timer() -> None:
+    async def check() -> None:
+        threads, tasks = threading.active_count(), len(asyncio.all_tasks())
+        async with talking(TalkBundle()) as talk:
+            for _ in range(20):
+                talk.session.hear(np.zeros(1600, np.float32))
+            assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
+            assert talk.session._timer is None
+            assert len(talk.session._ring) < RATE
+
+    run(check())
+
+
+def test_the_timer_follows_the_injected_clock() -> None:
+    async def check() -> None:
+        now = 100.0
+        async with talking(TalkBundle(), clock=lambda: now) as talk:
+            await talk.say()
+            await talk.until(lambda: talk.done)
+            assert talk.session.controller.state is ev.State.BOT_REPLYING  # its audio is still being heard
+            now += 60.0
+            talk.session._tick()
+            assert talk.session.controller.state is ev.State.SILENCE
+
+    run(check())
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_a_stalled_model_ends_its_reply_and_nothing_else() -> None:
+    async def check() -> None:
+        bundle, stall = TalkBundle(), threading.Event()
+        bundle.responder.answer = lambda messages, tools: ["One two three. Four", stall]
+        async with talking(bundle, patience=0.3) as talk:
+            await talk.say()
+            await talk.until(lambda: talk.done)
+            assert (talk.done[0].status, talk.done[0].reason) == ("failed", "timeout")
+            stall.set()
+            bundle.responder.answer = lambda messages, tools: ["Fine."]
+            talk.session.handle(ev.CreateReply())
+            await talk.until(lambda: len(talk.done) == 2)
+            assert talk.done[1].status == "completed"
+
+    run(check())
+
+
+def test_a_stalled_transcriber_fails_its_turn() -> None:
+    async def check() -> None:
+        bundle = TalkBundle(pace=30.0)
+        async with talking(bundle, patience=0.2) as talk:
+            await talk.say()
+            await talk.until(lambda: talk.all(ev.TranscriptFailed))
+            bundle.work.pace = 0.0
+            await talk.say(1.2)
+            await talk.until(lambda: talk.done)
+            assert talk.done[0].status == "completed"
+
+    run(check())
+
+
+def test_a_failing_speculation_is_made_again_from_scratch() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        answers: list[Any] = [[BackendError("no")], ["Yes."]]
+        bundle.responder.answer = lambda messages, tools: answers.pop(0)
+        async with talking(bundle) as talk:
+            await talk.say(1.0, 0.3)
+            await talk.until(lambda: talk.all(ev.Speculated))
+            talk.session.hear(np.zeros(RATE // 2, np.float32))
+            await talk.until(lambda: talk.done)
+            assert talk.done[0].status == "completed"
+
+    run(check())
+
+
+def test_replies_wait_for_a_listener_that_does_not_keep_up() -> None:
+    async def check() -> None:
+        bundle, room = TalkBundle(), asyncio.Event()
+        bundle.responder.answer = lambda messages, tools: ["many words " * 200]
+        async with talking(bundle, room=room) as talk:
+            talk.session.handle(ev.CreateReply())
+            await talk.until(lambda: len(talk.all(ev.Play)) > 5)
+            room.clear()
+            await asyncio.sleep(0.05)
+            told = len(talk.told)
+            await asyncio.sleep(0.2)
+            assert len(talk.told) == told
+            assert not talk.done
+            room.set()
+            await talk.until(lambda: talk.done)
+
+    run(check())
+
+
+def test_close_stops_all_work() -> None:
+    async def check() -> None:
+        bundle = TalkBundle(pace=0.05)
+        bundle.responder.answer = lambda messages, tools: ["word "] * 1000
+        async with talking(bundle) as talk:
+            talk.session.handle(ev.CreateReply())
+            await talk.until(lambda: talk.all(ev.Play))
+        assert bundle.work.running == 0
+        talk.session.handle(ev.CreateReply())
+        assert bundle.work.running == 0
+
+    run(check())
+
+
+def test_input_beyond_the_limit_is_refused_whole() -> None:
+    async def check() -> None:
+        async with talking(TalkBundle(), Settings(turn=None), input_seconds=1.0) as talk:
+            for _ in range(10):
+                talk.session.hear(np.zeros(RATE // 10, np.float32))
+            with pytest.raises(InputFullError):
+                talk.session.hear(np.zeros(1, np.float32))
+            assert talk.session.controller.position == pytest.approx(1.0, abs=0.04)
+            talk.session.handle(ev.ClearInput())
+            talk.session.hear(np.zeros(RATE // 2, np.float32))
+
+    run(check())
+
+
+# ---------------------------------------------------------------- tools
+
+
+def weather(city: str) -> str:
+    """The weather."""
+    if city == "Atlantis":
+        raise ValueError("no such city")
+    return f"sunny in {city}"
+
+
+async def slow_weather(city: str) -> dict[str, str]:
+    """The weather, in its own time."""
+    await asyncio.sleep(0.05)
+    return {"sky": city}
+
+
+@pytest.mark.parametrize(
+    ("tool", "city", "output"),
+    [
+        ("weather", "Paris", "sunny in Paris"),
+        ("slow_weather", "Rome", '{"sky": "Rome"}'),
+        ("weather", "Atlantis", '{"error": "no such city"}'),
+    ],
+)
+def test_python_tools(tool: str, city: str, output: str) -> None:
+    async def check() -> None:
+        tools = FunctionTools()
+        tools.add(weather)
+        tools.add(slow_weather)
+        bundle = TalkBundle()
+        bundle.responder.answer = lambda messages, _: (
+            [ToolCall("x", tool, {"city": city})] if messages[-1].role == "user" else ["There you are."]
+        )
+        settings = replace(QUIET, tools=tuple(tools.specs()))
+        async with talking(bundle, settings, tools=tools) as talk:
+            await talk.say()
+            await talk.until(lambda: len(talk.done) == 2)
+            results = [item for item in talk.session.controller.context.items if isinstance(item, OutputItem)]
+            assert [item.output for item in results] == [output]
+
+    run(check())
+
+
+def test_a_tool_that_hangs_is_given_up() -> None:
+    async def check() -> None:
+        hang = threading.Event()
+        tools = FunctionTools()
+        tools.add(_waiting(hang), name="hang", timeout=0.2)
+        bundle = TalkBundle()
+        bundle.responder.answer = lambda messages, _: (
+            [ToolCall("x", "hang", {})] if messages[-1].role == "user" else ["It takes too long."]
+        )
+        async with talking(bundle, replace(QUIET, tools=tuple(tools.specs())), tools=tools) as talk:
+            await talk.say()
+            await talk.until(lambda: len(talk.done) == 2)
+            assert "in time" in str(talk.session.controller.context.items)
+        hang.set()
+
+    run(check())
+
+
+def _waiting(event: threading.Event) -> Callable[[], str]:
+    def hang() -> str:
+        event.wait(20)
+        return "late"
+
+    return hang
+
+
+# ---------------------------------------------------------------- priorities
+
+
+def test_the_awaited_go_first_and_speculation_makes_room() -> None:
+    async def check() -> None:
+        lane, order = Lane(1), list[str]()
+        gone = asyncio.Event()
+
+        async def work(name: str, urgency: Urgency) -> None:
+            async with lane.ticket(urgency):
+                order.append(name)
+
+        async def speculate() -> None:
+            async with lane.ticket(Urgency.SPECULATIVE, give_up=gone.set):
+                await gone.wait()
+
+        speculation = asyncio.create_task(speculate())
+        await asyncio.sleep(0)
+        background = asyncio.create_task(work("background", Urgency.BACKGROUND))
+        await asyncio.sleep(0.01)
+        assert not gone.is_set()
+        late = asyncio.create_task(work("awaited", Urgency.AWAITED))
+        await asyncio.gather(speculation, background, late)
+        assert order == ["awaited", "background"]
+        assert lane.pressure == 0
+
+    run(check())
+
+
+def test_a_committed_speculation_is_not_asked_to_leave() -> None:
+    async def check() -> None:
+        lane, asked = Lane(1), list[int]()
+        speculation = lane.ticket(Urgency.SPECULATIVE, give_up=lambda: asked.append(1))
+        async with speculation:
+            speculation.hurry()
+            waiting = asyncio.create_task(_enter(lane.ticket(Urgency.AWAITED)))
+            await asyncio.sleep(0.01)
+            assert not asked
+            assert not waiting.done()
+        await waiting
+
+    run(check())
+
+
+def test_whoever_stops_waiting_blocks_nobody() -> None:
+    async def check() -> None:
+        lane = Lane(1)
+        async with lane.ticket(Urgency.AWAITED):
+            waiting = asyncio.create_task(_enter(lane.ticket(Urgency.AWAITED)))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await asyncio.wait_for(_enter(lane.ticket(Urgency.BACKGROUND)), 1)
+
+    run(check())
+
+
+async def _enter(ticket: Any) -> None:
+    async with ticket:
+        pass
+
+
+def test_a_reply_of_another_session_takes_the_place_of_a_speculation() -> None:
+    async def check() -> None:
+        bundle, never = TalkBundle(), threading.Event()
+        scheduler = Scheduler(hearing=1, replying=1)
+        bundle.responder.answer = lambda messages, tools: ["One two three. Four", never]
+        async with talking(bundle, scheduler=scheduler) as one, talking(bundle, scheduler=scheduler) as two:
+            await one.say(1.0, 0.3)
+            await one.until(lambda: bundle.work.running)
+            bundle.responder.answer = lambda messages, tools: ["Fine."]
+            two.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+            two.session.handle(ev.CreateReply())
+            await two.until(lambda: two.done)
+            assert two.done[0].status == "completed"
+            assert [outcome.reason for outcome in one.all(ev.Speculated)] == ["throttled"]
+            one.session.hear(np.zeros(RATE // 2, np.float32))
+            await one.until(lambda: one.done)
+
+    run(check())
+
+
+# ---------------------------------------------------------------- the ring
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 200)), max_size=20),
+    st.integers(0, 400),
+    st.integers(0, 400),
+)
+def test_the_ring_holds_what_was_not_forgotten(steps: list[tuple[int, int]], start: int, end: int) -> None:
+    ring, whole = InputRing(), np.zeros(0, np.float32)
+    kept = 0
+    for size, before in steps:
+        block = np.arange(len(whole), len(whole) + size, dtype=np.float32)
+        whole = np.concatenate([whole, block])
+        ring.push(block)
+        ring.forget(before)
+        kept = max(kept, before)
+    assert ring.start <= max(kept, 0)
+    assert ring.end == len(whole)
+    assert len(ring) == ring.end - ring.start
+    np.testing.assert_array_equal(ring.read(start, end), whole[max(start, ring.start) : max(end, ring.start)])
