@@ -50,18 +50,12 @@ class Contender:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--preset", default="small", help="size of the model (small has 100 M weights per step)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", help="size of the model (small has 100 M weights per step)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument(
-        "--eager", action="store_true", help="also the plain torch runner, to see what C++ brings"
-    )
+    parser.add_argument("--eager", action="store_true", help="also the plain torch runner, to see what C++ brings")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     device, config = torch.device(arguments.device), preset(arguments.preset)
@@ -119,9 +113,7 @@ def copy(model: Step1) -> Step1:
 
 def decoding(name: str, model: Step1, batch: int, runner_of: Callable[[Step1, Cache], Runner]) -> Contender:
     weight = model.model.embed_tokens.weight
-    cache = Cache(
-        model.config, slots=batch, tokens=CONTEXT + STEPS + 1, dtype=weight.dtype, device=weight.device
-    )
+    cache = Cache(model.config, slots=batch, tokens=CONTEXT + STEPS + 1, dtype=weight.dtype, device=weight.device)
     runner = runner_of(model, cache)
     slots = [cache.allocate() for _ in range(batch)]
     for slot in slots:
@@ -214,9 +206,7 @@ def report(contenders: list[Contender], bandwidth: float) -> None:
             judge(f"{kind}: batch 8 over batch 1, tokens/s", 8 * one.step / named[kind, 8].step, "batch")
     for batch in BATCHES:
         ours_step = named["bfloat16", batch].step
-        rivals = {
-            each.name: each.step for each in contenders if "transformers" in each.name and each.batch == batch
-        }
+        rivals = {each.name: each.step for each in contenders if "transformers" in each.name and each.batch == batch}
         for name, step in rivals.items():
             judge(f"bfloat16 over {name}, batch {batch}", step / ours_step, "transformers")
 
@@ -233,9 +223,7 @@ def int8_loss(config: Config, device: torch.device) -> dict[str, float]:
     model = Step1(config).initialise(1).to(device)
     with torch.inference_mode():
         model.lm_head.weight.mul_(10)
-        tokens = torch.randint(5, config.vocab_size, (1, 256), generator=torch.Generator().manual_seed(0)).to(
-            device
-        )
+        tokens = torch.randint(5, config.vocab_size, (1, 256), generator=torch.Generator().manual_seed(0)).to(device)
         exact = model(tokens).float().log_softmax(-1)
         quantize(model, "int8")
         rounded = model(tokens).float().log_softmax(-1)

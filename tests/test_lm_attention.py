@@ -13,16 +13,12 @@ from stepaudio.lm.attention import attend, attend_cached, attend_flex
 
 def case(seed: int, t: int, s: int, heads: int = 6, groups: int = 2, d: int = 8, batch: int = 2):
     generator = torch.Generator().manual_seed(seed)
-    q, k, v = (
-        torch.randn(batch, n, h, d, generator=generator) for n, h in ((t, heads), (s, groups), (s, groups))
-    )
+    q, k, v = (torch.randn(batch, n, h, d, generator=generator) for n, h in ((t, heads), (s, groups), (s, groups)))
     return q, k, v, torch.rand(heads, generator=generator)
 
 
 def expected(q, k, v, slopes):
-    rows = [
-        attention(*(x.double().numpy() for x in (a, b, c, slopes))) for a, b, c in zip(q, k, v, strict=True)
-    ]
+    rows = [attention(*(x.double().numpy() for x in (a, b, c, slopes))) for a, b, c in zip(q, k, v, strict=True)]
     return np.stack(rows)
 
 

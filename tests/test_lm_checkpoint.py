@@ -77,9 +77,7 @@ def test_a_checkpoint_of_the_wanted_dtype_is_mapped_not_copied(model, tmp_path):
     path = str((tmp_path / SINGLE).resolve())
     with open("/proc/self/maps") as maps:
         mapped = [
-            [int(edge, 16) for edge in line.split()[0].split("-")]
-            for line in maps
-            if line.rstrip().endswith(path)
+            [int(edge, 16) for edge in line.split()[0].split("-")] for line in maps if line.rstrip().endswith(path)
         ]
     assert any(start <= weight.data_ptr() < stop for start, stop in mapped)
 
@@ -99,9 +97,7 @@ def test_quantised_while_loading(model, tmp_path):
 def test_the_released_layout_as_others_write_it(tmp_path):
     """Written with nothing but the format's own library, by the names of the specification."""
     config = tiny_config()
-    keys = (
-        "hidden_size intermediate_size num_hidden_layers num_attention_heads num_attention_groups vocab_size"
-    )
+    keys = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_attention_groups vocab_size"
     values = {key: getattr(config, key) for key in keys.split()}
     (tmp_path / "config.json").write_text(json.dumps({**values, "head_dim": 32, "model_type": "step1"}))
     wide = 6 * 32
@@ -119,9 +115,7 @@ def test_the_released_layout_as_others_write_it(tmp_path):
         "lm_head.weight": (5440, 192),
         "model.norm.weight": (192,),
     }
-    save_file(
-        {name: torch.randn(shape).bfloat16() * 0.05 for name, shape in tensors.items()}, tmp_path / SINGLE
-    )
+    save_file({name: torch.randn(shape).bfloat16() * 0.05 for name, shape in tensors.items()}, tmp_path / SINGLE)
     assert logits(load(tmp_path)).isfinite().all()
 
 

@@ -65,9 +65,7 @@ def test_many_callers_get_what_each_would_get_alone(model, engine):
 
 def test_tokens_are_handed_over_in_the_callers_thread(engine):
     seen = []
-    reply = engine.generate(
-        PROMPTS[0], DRAWN, on_token=lambda token: seen.append((token, threading.current_thread()))
-    )
+    reply = engine.generate(PROMPTS[0], DRAWN, on_token=lambda token: seen.append((token, threading.current_thread())))
     assert [token for token, _ in seen] == reply.tokens
     assert {thread for _, thread in seen} == {threading.current_thread()}
 
@@ -153,9 +151,7 @@ def test_cancelling_takes_effect_before_the_next_step(engine):
 
 
 def test_cancelling_what_waits(engine):
-    running = [
-        engine.submit(prompt, SamplingParams(max_tokens=200, seed=1, stop=())) for prompt in PROMPTS[:4]
-    ]
+    running = [engine.submit(prompt, SamplingParams(max_tokens=200, seed=1, stop=())) for prompt in PROMPTS[:4]]
     waiting = engine.submit(PROMPTS[5], DRAWN)
     waiting.cancel()
     with pytest.raises(Cancelled):
@@ -233,9 +229,7 @@ def test_a_sequence_that_cannot_be_drawn_fails_alone(engine):
 
 def test_grammar_holds_in_the_engine(engine):
     vocabulary = Vocabulary(text=320)
-    reply = engine.generate(
-        PROMPTS[0], SamplingParams(max_tokens=200, seed=3), grammar=AudioGrammar(vocabulary, 2, 6)
-    )
+    reply = engine.generate(PROMPTS[0], SamplingParams(max_tokens=200, seed=3), grammar=AudioGrammar(vocabulary, 2, 6))
     assert reply.reason == "stop"
     assert len(reply.tokens) % 5 == 0
     assert 2 <= len(reply.tokens) // 5 <= 6

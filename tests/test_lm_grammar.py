@@ -43,9 +43,7 @@ class AnyLogits:
 def test_whatever_the_model_says_audio_is_whole_groups(seed, low, more, temperature):
     vocabulary = Vocabulary(text=64)
     high = None if more is None else low + more
-    sampler = Sampler(
-        SamplingParams(temperature=temperature, top_k=0, seed=seed), AudioGrammar(vocabulary, low, high)
-    )
+    sampler = Sampler(SamplingParams(temperature=temperature, top_k=0, seed=seed), AudioGrammar(vocabulary, low, high))
     logits, ids = AnyLogits(seed, vocabulary.audio.stop + 30), []
     for _ in range(60):
         scores = logits()
@@ -129,9 +127,7 @@ def test_draws_stay_in_the_nucleus(seed, top_k, top_p, temperature):
             break
         kept.append(token)
         reached += probabilities[token]
-    params = SamplingParams(
-        temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, guard_repetition=False
-    )
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, guard_repetition=False)
     sampler = Sampler(params)
     assert {sampler.draw(logits, []) for _ in range(50)} <= set(kept)
 
@@ -145,9 +141,7 @@ def test_draws_follow_the_distribution():
 
 def test_a_seed_repeats_and_another_does_not():
     logits = np.zeros(1000, np.float32)
-    a, b, c = (
-        [Sampler(SamplingParams(seed=seed, top_k=0)).draw(logits, []) for _ in range(3)] for seed in (1, 1, 2)
-    )
+    a, b, c = ([Sampler(SamplingParams(seed=seed, top_k=0)).draw(logits, []) for _ in range(3)] for seed in (1, 1, 2))
     assert a == b != c
 
 

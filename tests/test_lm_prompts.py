@@ -35,8 +35,7 @@ def show(ids):
 def test_chat_template(prompts):
     ids = prompts.chat([Turn("system", ["be brief"]), Turn("user", ["hello"]), Turn("assistant", ["hi"])])
     assert show(ids) == (
-        "<s><|BOT|>system\nbe brief<|EOT|><|BOT|>human\nhello<|EOT|><|BOT|>assistant\nhi<|EOT|>"
-        "<|BOT|>assistant\n"
+        "<s><|BOT|>system\nbe brief<|EOT|><|BOT|>human\nhello<|EOT|><|BOT|>assistant\nhi<|EOT|><|BOT|>assistant\n"
     )
 
 

@@ -83,9 +83,7 @@ def test_config_survives_json_and_reads_other_names():
     assert Config.from_dict(written) == config
     assert written["tie_word_embeddings"] is False
     assert written["architectures"] == ["Step1ForCausalLM"]
-    other = Config.from_dict(
-        {"num_key_value_heads": 4, "max_position_embeddings": 77, "torch_dtype": "bfloat16"}
-    )
+    other = Config.from_dict({"num_key_value_heads": 4, "max_position_embeddings": 77, "torch_dtype": "bfloat16"})
     assert (other.num_attention_groups, other.max_seq_len) == (4, 77)
     defaults = Config.from_dict({})
     assert (defaults.hidden_size, defaults.intermediate_size, defaults.num_attention_heads) == (
@@ -144,10 +142,7 @@ def forward_in_numpy(model: Step1, tokens: list[int]) -> np.ndarray:
     for i in range(config.num_hidden_layers):
         p = f"model.layers.{i}."
         h = norm(x, w[p + "input_layernorm.weight"])
-        q, k, v = (
-            (h @ w[f"{p}self_attn.{n}_proj.weight"].T).reshape(len(tokens), -1, config.head_dim)
-            for n in "qkv"
-        )
+        q, k, v = ((h @ w[f"{p}self_attn.{n}_proj.weight"].T).reshape(len(tokens), -1, config.head_dim) for n in "qkv")
         x = x + attention(q, k, v, slopes).reshape(len(tokens), -1) @ w[p + "self_attn.o_proj.weight"].T
         h = norm(x, w[p + "post_attention_layernorm.weight"])
         gate, up = (h @ w[f"{p}mlp.{n}_proj.weight"].T for n in ("gate", "up"))

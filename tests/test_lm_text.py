@@ -12,9 +12,9 @@ from stepaudio.errors import InputError, MissingError
 from stepaudio.lm.text import TextStream, TextTokenizer
 
 SPELLINGS = ["<|EOT|>", "<|BOT|>", "<s>", "</s>", "<unk>", "<audio_1>", "<audio_5119>"]
-anything = st.lists(
-    st.text(max_size=6) | st.sampled_from([*SPELLINGS, "\n", " ", "<", "你好"]), max_size=6
-).map("".join)
+anything = st.lists(st.text(max_size=6) | st.sampled_from([*SPELLINGS, "\n", " ", "<", "你好"]), max_size=6).map(
+    "".join
+)
 
 
 def test_encoding_check_of_the_released_template():
@@ -40,9 +40,7 @@ def test_text_survives_and_never_becomes_a_control_or_audio_token(text):
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    ids=st.lists(st.integers(5, 405), max_size=12), cuts=st.lists(st.integers(1, 4), min_size=12, max_size=12)
-)
+@given(ids=st.lists(st.integers(5, 405), max_size=12), cuts=st.lists(st.integers(1, 4), min_size=12, max_size=12))
 def test_streamed_text_equals_decoded_text(ids, cuts):
     """Any ids, also bytes that are no whole characters, however they are cut."""
     tokenizer = tiny_tokenizer()

@@ -54,9 +54,7 @@ def attend(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor) -> 
     return torch.cat(blocks, dim=3).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-def attend_cached(
-    q_BHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, positions_B: Tensor, slopes_H: Tensor
-) -> Tensor:
+def attend_cached(q_BHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, positions_B: Tensor, slopes_H: Tensor) -> Tensor:
     """One query per sequence against its cache; returns [B, H, D].
 
     Sequence b sees keys 0..positions_B[b], so sequences of different lengths share one call. The bias is [B,

@@ -101,9 +101,7 @@ def _require_same_names(expected: Iterable[str], found: Iterable[str], folder: P
     for label, names in (("lacks", set(expected) - set(found)), ("has unknown", set(found) - set(expected))):
         if names:
             some = sorted(names)
-            problems.append(
-                f"{label} {', '.join(some[:4])}{f' and {len(some) - 4} more' if len(some) > 4 else ''}"
-            )
+            problems.append(f"{label} {', '.join(some[:4])}{f' and {len(some) - 4} more' if len(some) > 4 else ''}")
     if problems:
         raise InputError(f"{folder} {' and '.join(problems)}; is its config.json the right one?")
 

@@ -100,9 +100,7 @@ class Generation:
 class Engine:
     """Generates with one model for many callers. Safe to use from several threads; `close` it when done."""
 
-    def __init__(
-        self, model: Step1, *, slots: int = 8, tokens: int | None = None, max_waiting: int = 64
-    ) -> None:
+    def __init__(self, model: Step1, *, slots: int = 8, tokens: int | None = None, max_waiting: int = 64) -> None:
         """`slots` sequences of at most `tokens` (default: what the model was made for, up to 8192) at a
         time."""
         weight = model.model.embed_tokens.weight
@@ -138,13 +136,10 @@ class Engine:
         room = self.cache.tokens - len(prompt)
         if room < 1:
             raise InputError(
-                f"a prompt of {len(prompt)} tokens leaves no room for a reply in "
-                f"{self.cache.tokens}; shorten it"
+                f"a prompt of {len(prompt)} tokens leaves no room for a reply in {self.cache.tokens}; shorten it"
             )
         events = (Event(),) if cancel is None else (Event(), cancel)
-        generation = Generation(
-            list(prompt), Sampler(params, grammar), min(params.max_tokens, room), _cancel=events
-        )
+        generation = Generation(list(prompt), Sampler(params, grammar), min(params.max_tokens, room), _cancel=events)
         with self._changed:
             if self._closed:
                 raise BackendError("the language model was closed")

@@ -80,9 +80,7 @@ class Sampler:
         scores = [logits_V[span.start : span.stop] for span in spans]
         self._ban_repeated(spans, scores, ids)
         place = self._choose(scores[0] if len(scores) == 1 else np.concatenate(scores))
-        token = next(
-            span[place - skipped] for span, skipped in _offsets(spans) if place < skipped + len(span)
-        )
+        token = next(span[place - skipped] for span, skipped in _offsets(spans) if place < skipped + len(span))
         if self.grammar is not None and token not in self.params.stop:
             self.grammar = self.grammar.advance(token)
         return token

@@ -84,9 +84,7 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(_build(compiler)))
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        log.warning(
-            "the language model's C++ step cannot be used and torch does its work: %s", detail[-2000:]
-        )
+        log.warning("the language model's C++ step cannot be used and torch does its work: %s", detail[-2000:])
         return None
     loaded.stepaudio_step.restype = None
     return loaded
@@ -95,9 +93,7 @@ def library() -> ctypes.CDLL | None:
 def _build(compiler: str) -> Path:
     def run(*arguments: str) -> str:
         command = [compiler, *arguments]
-        return subprocess.run(
-            command, input="", capture_output=True, text=True, check=True, timeout=300
-        ).stdout
+        return subprocess.run(command, input="", capture_output=True, text=True, check=True, timeout=300).stdout
 
     # What the compiler predefines names its version and every feature of this CPU, so a home directory that
     # several machines share never serves one of them code for another.
@@ -164,9 +160,7 @@ def move_to_huge_pages(model: Step1) -> None:
     memory = huge_pages(sum(sizes))
     offset = 0
     for matrix, size in zip(matrices, sizes, strict=True):
-        moved = torch.frombuffer(memory, dtype=matrix.dtype, count=matrix.numel(), offset=offset).view(
-            matrix.shape
-        )
+        moved = torch.frombuffer(memory, dtype=matrix.dtype, count=matrix.numel(), offset=offset).view(matrix.shape)
         moved.copy_(matrix.detach())
         matrix.data = moved
         offset += size

@@ -231,9 +231,7 @@ class Prompts:
         suffix = "_remove" if option == "remove" else ""
         template: str = getattr(self.wording, f"edit_{kind}{suffix}")
         instruction = fill(template, option=option, text=text, target=target)
-        return self.build(
-            [Turn("system", [self.wording.edit]), Turn("human", [*instruction, "\n\n", audio, "\n"])]
-        )
+        return self.build([Turn("system", [self.wording.edit]), Turn("human", [*instruction, "\n\n", audio, "\n"])])
 
     def _open(self, role: str) -> list[int]:
         return [self.tokenizer.vocabulary.bot, *self.tokenizer.encode(f"{role}\n")]

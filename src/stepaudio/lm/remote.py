@@ -59,9 +59,7 @@ class RemoteEngine:
         told = cached = 0
         reason = "length"
         for chunk in self._chunks(_request(self._model, prompt, params), cancel):
-            cached = ((chunk.get("usage") or {}).get("prompt_tokens_details") or {}).get(
-                "cached_tokens"
-            ) or cached
+            cached = ((chunk.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or cached
             told = (chunk.get("usage") or {}).get("completion_tokens") or told
             for choice in chunk.get("choices") or ():
                 reason = choice.get("finish_reason") or reason
@@ -134,9 +132,7 @@ class RemoteEngine:
                     if line.startswith("data:") and data != "[DONE]":
                         yield _parse(data)
         except httpx.HTTPError as error:
-            raise BackendError(
-                f"the language model server does not answer: {error or type(error).__name__}"
-            ) from error
+            raise BackendError(f"the language model server does not answer: {error or type(error).__name__}") from error
 
 
 def _request(model: str, prompt: Sequence[int], params: SamplingParams) -> dict[str, Any]:

@@ -65,9 +65,7 @@ class TorchRunner:
     def __init__(self, model: Step1, cache: Cache, *, compiled: bool = False) -> None:
         self.model = model.eval()
         self.cache = cache
-        self._decode: Any = (
-            torch.compile(self._decode_eager, dynamic=True) if compiled else self._decode_eager
-        )
+        self._decode: Any = torch.compile(self._decode_eager, dynamic=True) if compiled else self._decode_eager
 
     @torch.inference_mode()
     def step(self, spans: Sequence[Span]) -> Tensor:

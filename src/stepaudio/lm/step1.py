@@ -157,9 +157,7 @@ def alibi_slopes(config: Config) -> Tensor:
         return torch.tensor(config.alibi_slopes, dtype=torch.float32)
     heads = config.num_attention_heads
     n = 2 ** math.floor(math.log2(heads))
-    exponents = [-8 * h / n for h in range(1, n + 1)] + [
-        -4 * (2 * k - 1) / n for k in range(1, heads - n + 1)
-    ]
+    exponents = [-8 * h / n for h in range(1, n + 1)] + [-4 * (2 * k - 1) / n for k in range(1, heads - n + 1)]
     steepest, flattest = max(exponents), min(exponents)
     if config.max_pos_interp_ratio != 1 and steepest > flattest:
         stretch = math.log2(config.max_pos_interp_ratio) / 2
@@ -204,8 +202,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, attention: Attend) -> Tensor:
         q_BTHD, k_BTGD, v_BTGD = (
-            project(x_BTC).unflatten(-1, (-1, self.head_dim))
-            for project in (self.q_proj, self.k_proj, self.v_proj)
+            project(x_BTC).unflatten(-1, (-1, self.head_dim)) for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         out_BTC: Tensor = self.o_proj(attention(self.layer, q_BTHD, k_BTGD, v_BTGD).flatten(-2))
         return out_BTC

@@ -37,9 +37,7 @@ class TextTokenizer:
             raise InputError(f"not a SentencePiece model: {error}") from error
         for name, id in SPECIALS.items():
             if self._pieces.IdToPiece(id) != name:
-                raise InputError(
-                    f"not a Step-Audio tokenizer: id {id} is {self._pieces.IdToPiece(id)!r}, not {name!r}"
-                )
+                raise InputError(f"not a Step-Audio tokenizer: id {id} is {self._pieces.IdToPiece(id)!r}, not {name!r}")
         self.vocabulary = Vocabulary(text=self._pieces.GetPieceSize())
         self._newline: list[int] = self._pieces.EncodeAsIds("\n")
 
@@ -69,9 +67,7 @@ class TextTokenizer:
             if i % 2:
                 ids.append(SPECIALS[part] if part in SPECIALS else self._audio_id(int(part[7:-1])))
             elif part:
-                ids += (
-                    self.encode(part.removeprefix(" ")) if i == 0 or part[0] == " " else self._continue(part)
-                )
+                ids += self.encode(part.removeprefix(" ")) if i == 0 or part[0] == " " else self._continue(part)
         return ids
 
     def _audio_id(self, code: int) -> int:

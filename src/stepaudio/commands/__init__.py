@@ -1,1 +1,0 @@
-"""The work of command-line verbs that need no terminal."""
