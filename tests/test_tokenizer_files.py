@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from stepaudio.tokenizer.files import tokenize
 from stepaudio.errors import AudioError, InputError
+from stepaudio.tokenizer.files import tokenize
 from stepaudio.tokenizer.interleave import interleave
 from stepaudio.tokenizer.streaming import DualCodes
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,7 +27,7 @@ def tokenize(
     from stepaudio.tokenizer.dual import DualTokenizer
     from stepaudio.tokenizer.files import tokenize as write_tokens
 
-    done = []
+    done: list[dict[str, Any]] = []
     with progress(quiet=json) as bars:
         task = bars.add_task("tokenizing", total=len(files))
         for one in write_tokens(files, output, DualTokenizer.load(tokenizer)):
