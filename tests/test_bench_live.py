@@ -358,7 +358,7 @@ def test_the_report_compares_both_arms() -> None:
     console = Console(width=100, record=True, file=None)
     with console.capture() as printed:
         console.print(render(figures))
-    assert "p50 0.50 p95 0.59 n 2" in printed.get()
+    assert "0.50 / 0.59 (2)" in printed.get()
     with console.capture() as printed:
         console.print(render_steps([Step(1, 0.8, 0), Step(2, None, 5)], 1.0))
     assert "0.80 s" in printed.get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -208,68 +209,64 @@ async def _agents_conversation(url: str, question: Samples, interruption: Sample
 
 @pytest.mark.weights
 def test_a_conversation_with_real_models() -> None:
-    """The agents client speaks with the voice of the bundle itself: it asks for a story, interrupts it, and has a
-    tool used."""
+    """The client speaks with the voice of the bundle itself: it has a tool used, and interrupts the answer."""
     with load("tiny") as bundle, live(bundle) as server:
-        story, request = (
+        request, question = (
             np.concatenate([speech.samples for speech in bundle.say(text)])
-            for text in ("Please tell me a long story about a fox.", "Please open the garage door.")
+            for text in ("Please open the garage door.", "Please wait. What is the capital of France?")
         )
-        asked, said, seen = asyncio.run(asyncio.wait_for(_converse(server.url, story, request), 300))
-        assert "garage" in asked[0].lower()
-        assert "audio_interrupted" in seen
-        assert len(said) >= 2
-        assert said[-1]
+        asked, heard, audio = asyncio.run(asyncio.wait_for(_converse(server.url, request, question), 300))
+    assert "garage" in asked.lower()
+    assert ["garage" in heard[0].lower(), "france" in heard[-1].lower()] == [True, True]
+    assert np.abs(joined(audio)).max() > 0.05
 
 
-class Microphone:
-    """Sends what is put into it in real time, and silence in between."""
-
-    def __init__(self, session: RealtimeSession) -> None:
-        self._session = session
-        self._pieces: list[Samples] = []
-
-    def say(self, samples: Samples) -> None:
-        self._pieces += in_steps(samples)
-
-    async def run(self) -> None:
-        while True:
-            piece = self._pieces.pop(0) if self._pieces else np.zeros(int(STEP * RATE), np.float32)
-            await self._session.send_audio(to_int16(piece).tobytes())
-            await asyncio.sleep(STEP)
+DOOR: Any = {
+    "type": "function",
+    "name": "open_door",
+    "description": "Opens a door of the house",
+    "parameters": {"type": "object", "properties": {"door": {"type": "string"}}, "required": ["door"]},
+}
 
 
-async def _converse(url: str, story: Samples, request: Samples) -> tuple[list[str], list[str], list[str]]:
-    """What the tool was asked, what the agent said, and which events came."""
-    asked: list[str] = []
-    said: list[str] = []
-    seen: list[str] = []
+async def _converse(url: str, request: Samples, question: Samples) -> tuple[str, list[str], list[str]]:
+    """What the tool was asked for, what the agent heard, and the audio of its answer to the interruption."""
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="none")
+    pieces = deque(in_steps(request))
+    asked, heard, audio = "", list[str](), list[str]()
+    interrupting = False
+    listens: Any = {"type": "realtime", "tools": [DOOR], "audio": {"input": {"transcription": {"model": "whisper-1"}}}}
+    async with client.realtime.connect(model="gpt-realtime") as connection:
+        await connection.session.update(session=listens)
 
-    @function_tool
-    def open_door(door: str) -> str:
-        """Opens a door of the house."""
-        asked.append(door)
-        return f"The {door} is open now."
+        async def microphone() -> None:
+            while True:
+                piece = pieces.popleft() if pieces else np.zeros(int(STEP * RATE), np.float32)
+                await connection.input_audio_buffer.append(audio=pcm(piece))
+                await asyncio.sleep(STEP)
 
-    async with agents_session(url, [open_door]) as session:
-        microphone = Microphone(session)
-        listening = asyncio.create_task(microphone.run())
-        microphone.say(story)
-        async for event in session:
+        listening = asyncio.create_task(microphone())
+        async for event in connection:
             assert event.type != "error", event
-            seen.append(event.type)
-            if event.type == "audio" and seen.count("audio") == 1:
-                microphone.say(request)
-            elif event.type == "raw_model_event" and event.data.type == "raw_server_event":
-                data = event.data.data
-                if data["type"] == "response.output_audio_transcript.done":
-                    said.append(data["transcript"])
-                elif data["type"] == "response.done" and asked and _answered(data["response"]):
-                    break
+            if event.type == "conversation.item.input_audio_transcription.completed":
+                heard.append(event.transcript)
+            elif event.type == "response.function_call_arguments.done" and not asked:
+                asked = event.arguments
+                result: Any = {"type": "function_call_output", "call_id": event.call_id, "output": "It is open now."}
+                await connection.conversation.item.create(item=result)
+            elif event.type == "response.done" and asked and not interrupting:
+                # A model as small as this one would go on calling tools for as long as it has some.
+                await connection.session.update(session={"type": "realtime", "tools": []})
+                await connection.response.create()
+            elif event.type == "response.output_audio.delta" and asked:
+                if not interrupting:
+                    interrupting = True
+                    pieces.extend(in_steps(question))
+                elif len(heard) > 1:
+                    audio.append(event.delta)
+                    if len(audio) > 5:
+                        break
+            elif event.type == "response.done" and audio:
+                break
         listening.cancel()
-    return asked, said, seen
-
-
-def _answered(response: dict[str, Any]) -> bool:
-    kinds = [item["type"] for item in response["output"]]
-    return response["status"] == "completed" and kinds == ["message"]
+    return asked, heard, audio

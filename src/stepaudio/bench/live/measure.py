@@ -106,7 +106,7 @@ def _end(said: Said) -> float:
 
 
 def _plays_at(recording: Recording, time: float) -> bool:
-    return any(chunk.start <= time < chunk.start + len(chunk.samples) / RATE for chunk in recording.chunks)
+    return any(chunk.start <= time < chunk.end for chunk in recording.chunks)
 
 
 def _gave_way(recording: Recording, number: int) -> bool | None:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 import stepaudio
@@ -98,7 +99,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -109,7 +110,7 @@ def render(figures: dict[str, Any]) -> RenderableType:
     """One column for each arm."""
     arms: dict[str, Any] = figures["arms"]
     table = Table(title="bench live", title_justify="left")
-    table.add_column("seconds, unless it says otherwise")
+    table.add_column("p50 / p95 (n), in seconds")
     for name in arms:
         table.add_column(name.replace("_", " "), justify="right", no_wrap=True)
     for label, path in _rows(next(iter(arms.values()))):
@@ -121,9 +122,10 @@ def render(figures: dict[str, Any]) -> RenderableType:
             f"speculation takes {saved['p50_seconds']:.2f} s ({saved['p50_share']:.0%}) off the median latency"
         )
     late = max(arm["player_late_seconds"] for arm in arms.values())
-    lines.append(f"the player was at most {late * 1000:.0f} ms behind its own pace")
+    if late > _TOO_LATE:
+        lines.append(f"[red]the player fell {late:.1f} s behind: this machine is too busy to measure on[/]")
     errors = [error for arm in arms.values() for error in arm["errors"]]
-    lines += [f"[red]{len(errors)} errors[/], the first: {errors[0]}"] if errors else []
+    lines += [f"[red]{len(errors)} errors[/], the first: {escape(errors[0])}"] if errors else []
     return Group(*lines)
 
 
@@ -150,6 +152,7 @@ def _rows(arm: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]]]:
     yield "barge-ins talked over", ("talked_over",)
     yield "stopped by a murmur", ("stopped_by_murmur",)
     yield "heard prefix, words off", ("heard_prefix_error_words",)
+    yield "  share exact", ("heard_prefix_error_words", "exact")
     yield "  by the server alone", ("heard_prefix_guess_error_words",)
     yield "commit rate", ("speculations", "commit_rate")
     yield "  started", ("speculations", "started")
@@ -173,8 +176,7 @@ def _show(value: Any) -> str:
     if isinstance(value, dict):
         if not value["n"]:
             return "-"
-        exact = f" exact {value['exact']:.0%}" if "exact" in value else ""
-        return f"p50 {value['p50']:.2f} p95 {value['p95']:.2f} n {value['n']}{exact}"
+        return f"{value['p50']:.2f} / {value['p95']:.2f} ({value['n']})"
     if isinstance(value, float):
         return f"{value:.2f}"
     return "-" if value is None else str(value)

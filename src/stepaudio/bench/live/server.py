@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import IO
 
 from stepaudio.errors import BackendError
@@ -25,10 +28,11 @@ def serving(bundle: str) -> Iterator[str]:
     """The URL of a server of `bundle` that is ready; it is stopped in the end. Raises BackendError, with what the
     server said, when it does not come up."""
     command = [sys.executable, "-c", "from stepaudio.cli import main; main()", "serve", "--port", "0", "-b", bundle]
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+    with tempfile.TemporaryFile("a+", encoding="utf-8", errors="replace") as said:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
         try:
-            yield _await_ready(process, said)
+            with _leaving_at_sigterm():
+                yield _await_ready(process, said)
         finally:
             process.terminate()
             try:
@@ -37,6 +41,23 @@ def serving(bundle: str) -> Iterator[str]:
                 process.kill()
                 process.wait()
         _pass_on(said)
+
+
+@contextmanager
+def _leaving_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends a process without cleaning up, which would leave the server behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _await_ready(process: subprocess.Popen[bytes], said: IO[str]) -> str:
