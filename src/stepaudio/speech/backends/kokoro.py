@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from stepaudio.errors import BackendError, MissingError
 from stepaudio.speech.backends.onnx_graph import open_session, run
+from stepaudio.speech.backends.phonemes import PAUSE
 from stepaudio.speech.roles import Samples
 
 _STYLE_ROWS, _STYLE_DIM = 510, 256
-_LONGEST_END = 8.0  # frames of 25 ms that the last mark and the end may take
+_LONGEST_SOUND, _LONGEST_END = 12.0, 8.0  # frames of 25 ms for a phoneme, and for the last mark and the end
 
 
 class Kokoro:
@@ -39,6 +40,7 @@ class Kokoro:
         except (OSError, ValueError) as error:
             raise MissingError(f"the phoneme table {vocab} cannot be read ({error}); see `stepaudio doctor`") from error
         self.ids: dict[str, int] = content.get("vocab", content)
+        self._pauses = {number for symbol, number in self.ids.items() if PAUSE.match(symbol)}
         self._styles = {path.stem: path for path in sorted(voices.glob("*.bin"))}
         self._loaded: dict[str, NDArray[np.float32]] = {}
 
@@ -51,10 +53,13 @@ class Kokoro:
     ) -> tuple[Samples, NDArray[np.int64]]:
         """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum."""
         style = self._style(voice)[min(len(ids) - 2, _STYLE_ROWS - 1)]
-        # The pause after the last word is cut to what its mark asks for, so it need not be rendered in full. That
-        # before the first cannot be shortened: the first syllable would suffer.
-        longest = np.full((1, len(ids)), np.inf, np.float32)
-        longest[0, -2:] = _LONGEST_END / speed
+        # A last vowel is drawn out over silence and the last mark adds its own; both are cut again later, so they
+        # need not be rendered in full. The silence before the first phoneme cannot be shortened: the first syllable
+        # would be lost.
+        longest = np.array([[np.inf if token in self._pauses else _LONGEST_SOUND for token in ids]], np.float32)
+        longest[0, 0] = np.inf
+        longest[0, -2:] = _LONGEST_END
+        longest /= min(speed, 1.0)
         feed = {
             "tokens": np.array([ids], np.int64),
             "style": style,

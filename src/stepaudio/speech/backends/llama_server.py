@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stepaudio.errors import IntegrityError, MissingError
+from stepaudio.speech.threads import sleeping_openmp
 
 # Prompts are evaluated in steps of this many tokens. llama.cpp looks at cancellations, and at the other slots,
 # between steps only; larger steps gain little on a CPU.
@@ -21,7 +22,7 @@ _STEP_TOKENS = 32
 # Evaluated prompts of conversations that lost their slot are kept in host memory up to this size
 # (28 KiB per token with a 1.5B Qwen2.5, 12 KiB with a 0.5B).
 _CACHE_MIB = 512
-_NICENESS = 10  # leaves a tenth of a core that a thread of ordinary priority wants too
+_NICENESS = 19  # takes only what no thread of ordinary priority wants
 _SIGACTION_BYTES = 256  # more than `struct sigaction` takes on any platform
 
 
@@ -57,25 +58,14 @@ def load(model: Path, *, context: int, slots: int, threads: int, key: str) -> An
 
 
 def _import() -> Any:
-    """Import xllamacpp with OpenMP threads that sleep at a barrier instead of spinning.
-
-    Spinning gains a tenth on an idle machine and loses nine tenths when anything else wants the cores, such as a
-    speaker at work on the first clause. OpenMP reads the policy when its library is loaded, and never again.
-    """
-    policy = "OMP_WAIT_POLICY"
-    ours = policy not in os.environ
-    if ours:
-        os.environ[policy] = "passive"
     try:
-        import xllamacpp
+        with sleeping_openmp():
+            import xllamacpp
     except ImportError as error:
         raise MissingError(
             f"xllamacpp cannot be imported ({error}); run: pip install 'stepaudio[local]', "
             "and install libgomp (Debian: apt install libgomp1) if that is what is missing"
         ) from error
-    finally:
-        if ours:
-            del os.environ[policy]
     return xllamacpp
 
 

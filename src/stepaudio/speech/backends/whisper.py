@@ -29,6 +29,7 @@ from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad, check_samples
 from stepaudio.errors import BackendError, Cancelled, InputError, MissingError
 from stepaudio.speech.roles import Transcript, Word
+from stepaudio.speech.threads import sleeping_openmp
 from stepaudio.speech.transcribe import continues_word, tidy
 
 WINDOW_SECONDS = 30.0
@@ -87,7 +88,8 @@ class WhisperTranscriber:
                 raise MissingError(
                     f"the Whisper weights are incomplete: no {name} in {folder} (run `stepaudio doctor`)"
                 )
-        import ctranslate2
+        with sleeping_openmp():
+            import ctranslate2
         import tokenizers
 
         self._view = ctranslate2.StorageView.from_array
