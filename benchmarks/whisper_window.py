@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]:
-    """Ways of hearing, by name. All are told the language, greedy unless the name says otherwise."""
+    """Ways of hearing, by name. All are told the language."""
 
     def ours(kind: type[WhisperTranscriber], **options: object) -> Hear:
         model = kind(folder, vad=vad, threads=threads, **options)  # type: ignore[arg-type]
@@ -129,6 +129,7 @@ def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]
         "short-window": ours(ShortWindow),
         "half-memory": ours(HalfMemory),
         "default": ours(WhisperTranscriber),
+        "default-greedy": ours(WhisperTranscriber, beam=1),
         "default-beam-5": ours(WhisperTranscriber, beam=5),
     }
 

@@ -198,14 +198,14 @@ def test_a_cancelled_reply_frees_its_slot(responder: LlamaCppResponder) -> None:
 @pytest.mark.weights
 def test_a_prompt_under_evaluation_can_be_cancelled(responder: LlamaCppResponder) -> None:
     cancel = threading.Event()
-    long = [Message("system", "Add these."), Message("user", " ".join(str(n) for n in range(150)))]
+    long = [Message("system", "Add these."), Message("user", " ".join(str(n) for n in range(60)))]
     threading.Timer(0.1, cancel.set).start()
     with pytest.raises(Cancelled):
         list(responder.respond(long, cancel=cancel))
     finish = list(responder.respond(long, sampling=Sampling(max_tokens=1)))[-1]
     assert isinstance(finish, Finish)
     # It had stopped on the way: what was left of the prompt is evaluated only now.
-    assert finish.cached_tokens < finish.prompt_tokens - 32
+    assert finish.cached_tokens < finish.prompt_tokens - 8
 
 
 @pytest.mark.weights
@@ -235,7 +235,7 @@ def test_a_tool_is_called_when_it_fits_and_not_otherwise(responder: LlamaCppResp
     text, calls, finish = ask(responder, "Hello, who are you?", tools=[WEATHER, TIMER])
     assert (calls, finish.reason) == ([], "stop")
     assert "Stepaudio" in text
-    assert ask(responder, "What is the weather in Paris?", tools=[WEATHER], tool_choice="none")[1] == []
+    assert ask(responder, "What is the weather in Paris?", tools=[WEATHER, TIMER], tool_choice="none")[1] == []
 
 
 @pytest.mark.weights
@@ -257,7 +257,7 @@ def test_a_tool_result_is_used(responder: LlamaCppResponder) -> None:
             Message("assistant", "", (call,)),
             Message("tool", '{"temperature_celsius": 37, "sky": "clear"}', tool_call_id="c1"),
         ],
-        tools=[WEATHER],
+        tools=[WEATHER, TIMER],
         sampling=Sampling(max_tokens=40),
     )
     assert "37" in "".join(event.text for event in events if isinstance(event, TextDelta))

@@ -80,7 +80,7 @@ class WhisperTranscriber:
         vad: SileroVad | None = None,
         languages: Sequence[str] = ("en", "zh"),
         threads: int = 2,
-        beam: int = 1,
+        beam: int = 3,
         compute_type: str = "int8",
     ) -> None:
         for name in _FILES:
