@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stepaudio.speech.clauses import MAX_CHARS, ClauseCutter
+from stepaudio.speech.reading.words import dictionary
+
+dictionary()  # loading it takes longer than hypothesis allows one example
 
 
 def cut(text: str, *, eager: bool = True) -> list[str]:
@@ -105,7 +108,7 @@ def test_first_clause_is_short_when_the_text_is_still_being_written() -> None:
 
 
 def test_first_clause_is_out_before_the_sentence_ends() -> None:
-    assert ClauseCutter().push("人工智能是计算机科学的一个重要分支") == ["人工智能是计算机科学的"]
+    assert ClauseCutter().push("人工智能是计算机科学的一个重要分支") == ["人工智能"]
 
 
 def test_long_sentence_is_cut_before_a_function_word() -> None:

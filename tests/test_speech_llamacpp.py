@@ -239,13 +239,16 @@ def test_a_tool_is_called_when_it_fits_and_not_otherwise(responder: LlamaCppResp
 
 
 @pytest.mark.weights
-def test_a_forced_call_is_valid_whatever_was_asked(responder: LlamaCppResponder) -> None:
-    _, calls, finish = ask(responder, "Tell me a joke.", tools=[WEATHER, TIMER], tool_choice="set_timer")
-    assert [call.name for call in calls] == ["set_timer"]
-    assert calls[0].arguments["seconds"] >= 1
+def test_a_forced_call_is_valid_though_the_model_would_rather_talk(responder: LlamaCppResponder) -> None:
+    greeting = "Hello! Twenty seconds."
+    _, calls, finish = ask(responder, greeting, tools=[WEATHER, TIMER], tool_choice="set_timer")
+    assert [(call.name, call.arguments) for call in calls] == [("set_timer", {"seconds": 20})]
     assert finish.reason == "tool_calls"
-    _, calls, _ = ask(responder, "A timer of 9 seconds.", tools=[WEATHER, TIMER], tool_choice="required")
-    assert [(call.name, call.arguments) for call in calls] == [("set_timer", {"seconds": 9})]
+    _, calls, _ = ask(responder, greeting, tools=[WEATHER, TIMER], tool_choice="required")
+    assert [call.name for call in calls] == ["set_timer"]
+    cut = Sampling(max_tokens=3)
+    _, calls, finish = ask(responder, greeting, tools=[WEATHER, TIMER], tool_choice="set_timer", sampling=cut)
+    assert (calls, finish.reason) == ([], "length")
 
 
 @pytest.mark.weights

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from stepaudio.speech.reading import HAN
+from stepaudio.speech.reading.words import starts_word
 
 MAX_CHARS = 400
 """No clause is longer than this, whatever the text."""
@@ -131,14 +132,12 @@ class ClauseCutter:
         text = self._text
         if _HAN.match(text[-1]):
             # A Han character holds about half of what an English word does.
-            soft, hard = (5, 10) if self._first and self.eager else (48, 64)
-            if self._beats < soft or not _HAN.match(char):
-                return None
-            if char in _HAN_FOLLOWERS:
+            soft, hard = (4, 10) if self._first and self.eager else (48, 64)
+            if self._beats < soft or not _HAN.match(char) or char in _HAN_FOLLOWERS:
                 return None
             if char in _HAN_OPENERS or text[-1] in _HAN_FOLLOWERS or self._beats >= hard:
                 return len(text)
-            return None
+            return len(text) if self._beats > soft and starts_word(text, char) else None
         if not gap or self._beats < soft:
             return None
         if self._beats >= hard:

@@ -78,19 +78,20 @@ class LlamaCppResponder:
 
         With tools, the model first chooses under a grammar whether to answer or which tool to call, and the
         arguments of a call are written under the grammar of its schema, so that a `ToolCall` is always valid. A call
-        inside a written answer is taken too, badly formed ones are written again, and one of a tool that does not
-        exist is answered with that error, once. Text after a call ends the reply: small models invent its result.
+        inside a written answer is taken too; when its arguments are wrong it is written again under the grammar.
+        Where a call would be of a tool that does not exist, or repeat one that was just answered, the model answers
+        without tools. Text after a call ends the reply: small models invent its result.
         """
         toolbox = Toolbox(tools, tool_choice)
         sampling = sampling or Sampling()
-        reply = _Reply(self, self._prompt(messages, tools if tool_choice != "none" else ()), sampling, cancel)
+        words = self._prompt(messages, ())
         with self._slot(cancel):
             if not tools or tool_choice == "none":
-                yield from reply.text()
-            elif tool_choice == "auto":
-                yield from reply.text_and_calls(toolbox)
+                reply = _Reply(self, words, words, frozenset(), sampling, cancel)
+                yield from reply.words()
             else:
-                yield from reply.forced_call(toolbox)
+                reply = _Reply(self, self._prompt(messages, tools), words, _answered(messages), sampling, cancel)
+                yield from reply.words_or_calls(toolbox) if tool_choice == "auto" else reply.forced_call(toolbox)
             yield reply.finish()
 
     def warm(
@@ -208,45 +209,51 @@ class _Reply:
     """One reply: the completions it takes and the events they become."""
 
     def __init__(
-        self, responder: LlamaCppResponder, prompt: str, sampling: Sampling, cancel: threading.Event | None
+        self,
+        responder: LlamaCppResponder,
+        prompt: str,
+        words_prompt: str,
+        answered: frozenset[str],
+        sampling: Sampling,
+        cancel: threading.Event | None,
     ) -> None:
         self._responder = responder
         self._prompt = prompt
+        self._words_prompt = words_prompt
+        self._answered = answered
         self._sampling = sampling
         self._cancel = cancel
         self._usage = _Usage()
         self._called = False
 
-    def text(self) -> Iterator[ReplyEvent]:
-        with contextlib.closing(self._complete(self._prompt)) as pieces:
+    def words(self) -> Iterator[ReplyEvent]:
+        """An answer by a model that is shown no tools."""
+        with contextlib.closing(self._complete(self._words_prompt)) as pieces:
             for piece in pieces:
                 yield TextDelta(piece)
 
-    def text_and_calls(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
+    def words_or_calls(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
         """The model first names what it will do, then does it."""
         answer = prompts.answer_tool(toolbox.tools).name
         name = self._choose([answer, *toolbox.tools])
-        if name != answer:
-            yield from self._write_call(self._prompt, toolbox, toolbox.tools[name])
-            return
-        # It may write a call all the same.
-        failed = yield from self._parts(self._prompt, toolbox)
-        if failed is None:
-            return
-        if failed.error.tool is not None:
-            yield from self._write_call(failed.written, toolbox, failed.error.tool)
-            return
-        told = Message("tool", json.dumps({"error": str(failed.error)}, ensure_ascii=False))
-        failed = yield from self._parts(
-            f"{failed.written}{failed.raw}{prompts.END}{prompts.turns([told])}{prompts.ASSISTANT_TURN}", toolbox
-        )
-        if failed is not None:
-            raise BackendError(f"the model wrote no usable tool call: {failed.error}")
+        written, tool = self._prompt, toolbox.tools.get(name)
+        if tool is None:
+            failed = yield from self._parts(toolbox)
+            if failed is None:
+                return
+            written, tool = failed.written, failed.tool
+        call = self._write_call(written, toolbox, tool) if tool is not None else None
+        if call is not None and _key(call) not in self._answered:
+            yield call
+        elif self._usage.reason != "length":
+            self._called = False
+            yield from self.words()
 
     def forced_call(self, toolbox: Toolbox) -> Iterator[ReplyEvent]:
         names = list(toolbox.tools) if toolbox.choice == "required" else [toolbox.choice]
         name = self._choose(names) if len(names) > 1 else names[0]
-        yield from self._write_call(self._prompt, toolbox, toolbox.tools[name])
+        if call := self._write_call(self._prompt, toolbox, toolbox.tools[name]):
+            yield call
 
     def _choose(self, names: Sequence[str]) -> str:
         """The name that the model would call, among these."""
@@ -264,45 +271,48 @@ class _Reply:
         reason: Literal["stop", "length", "tool_calls"] = "tool_calls" if self._called else usage.reason
         return Finish(reason, usage.prompt, usage.cached, usage.completion)
 
-    def _parts(self, prompt: str, toolbox: Toolbox) -> Generator[ReplyEvent, None, _Failed | None]:
-        """Text and calls of one completion, up to the first call that is not valid."""
+    def _parts(self, toolbox: Toolbox) -> Generator[ReplyEvent, None, _Failed | None]:
+        """Text and calls of one completion, up to the first call that cannot be taken."""
         finder = CallFinder()
-        written = prompt
-        called = False
-        with contextlib.closing(self._complete(prompt)) as pieces:
+        written = self._prompt
+        with contextlib.closing(self._complete(written)) as pieces:
             for part in chain(chain.from_iterable(map(finder.push, pieces)), _last(finder)):
                 if isinstance(part, str):
-                    if called and part.strip():
+                    if self._called and part.strip():
                         break
                     written += part
-                    if not called:
+                    if not self._called:
                         yield TextDelta(part)
                     continue
                 try:
                     call = toolbox.parse(part.raw)
                 except CallError as error:
-                    return _Failed(written, part.raw, error)
+                    return None if self._called else _Failed(written, error.tool)
                 written += part.raw
                 if call is None:
                     yield TextDelta(part.raw)
+                elif _key(call) in self._answered:
+                    return None if self._called else _Failed(written, None)
                 else:
-                    called = self._called = True
+                    self._called = True
                     yield call
         return None
 
-    def _write_call(self, written: str, toolbox: Toolbox, tool: Tool) -> Iterator[ToolCall]:
-        """A call of `tool` after what is `written`, under the grammar of its schema; none when it was cut off."""
+    def _write_call(self, written: str, toolbox: Toolbox, tool: Tool) -> ToolCall | None:
+        """A call of `tool` after what is `written`, under the grammar of its schema; None when `max_tokens` cut it
+        off."""
         opening = f'{prompts.CALL_OPENING}{{"name": {json.dumps(tool.name)}, "arguments":'
-        schema = {"type": "object", **tool.parameters}
+        # Closed unless the tool says otherwise: with open ones, small models go on to invent properties.
+        schema = {"type": "object", "additionalProperties": False, **tool.parameters}
         arguments = "".join(self._complete(written + opening, schema=schema))
         if self._usage.reason == "length":
-            return
+            return None
         try:
             call = toolbox.check(tool.name, arguments)
         except CallError as error:
             raise BackendError(f"the model wrote no usable call of {tool.name}: {error}") from error
         self._called = True
-        yield call
+        return call
 
     def _complete(self, prompt: str, *, schema: Mapping[str, Any] | None = None) -> Generator[str, None, None]:
         sampling = self._sampling
@@ -326,11 +336,20 @@ class _Reply:
 
 @dataclass(frozen=True)
 class _Failed:
-    """A call that is not valid: the prompt and reply before it, the call itself and what is wrong."""
+    """A call that cannot be taken: prompt and reply before it, and the tool to write it for again, if any."""
 
     written: str
-    raw: str
-    error: CallError
+    tool: Tool | None
+
+
+def _answered(messages: Sequence[Message]) -> frozenset[str]:
+    """The calls made since the user last spoke."""
+    since = max((index for index, message in enumerate(messages) if message.role == "user"), default=0)
+    return frozenset(_key(call) for message in messages[since:] for call in message.tool_calls)
+
+
+def _key(call: ToolCall) -> str:
+    return json.dumps([call.name, dict(call.arguments)], sort_keys=True)
 
 
 def _last(finder: CallFinder) -> Iterator[str | Attempt]:

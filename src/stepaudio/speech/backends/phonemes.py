@@ -7,7 +7,6 @@ Chinese uses the same alphabet, so a Chinese voice reads both.
 
 from __future__ import annotations
 
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 from stepaudio.errors import MissingError
 from stepaudio.speech.reading import HAN, Span, spans
+from stepaudio.speech.reading.words import dictionary
 
 _RUN = re.compile(f"[{HAN}]+|[^{HAN}]+")
 _PUNCTUATION = str.maketrans(
@@ -141,19 +141,18 @@ _INSTALL = 'reading this text needs the package {}: pip install "stepaudio[local
 
 def _chinese() -> Callable[[str], Iterator[tuple[str, int]]]:
     """The Chinese reader: Han characters to (phonemes, offset), with a space between words."""
+    words = dictionary()
     try:
-        import jieba
         from misaki.zh import ZHG2P
         from pypinyin import Style, lazy_pinyin
     except ImportError as error:
         raise MissingError(_INSTALL.format(error.name)) from error
-    # jieba reports its dictionary on stderr.
-    jieba.setLogLevel(logging.WARNING)
-    jieba.initialize()
+    if words is None:
+        raise MissingError(_INSTALL.format("jieba"))
 
     def read(text: str) -> Iterator[tuple[str, int]]:
         offset = 0
-        for word in jieba.cut(text):
+        for word in words.cut(text):
             if offset:
                 yield " ", offset
             pinyins = lazy_pinyin(word, style=Style.TONE3, neutral_tone_with_five=True)
