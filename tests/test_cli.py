@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,8 @@ def test_interrupting_a_long_text_leaves_no_half_file(tmp_path: Path) -> None:
         [sys.executable, "-c", "from stepaudio.cli import main; main()", "say", "-", "-o", str(target)],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Whoever runs the tests in the background has SIGINT ignored, and the child would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         env=os.environ | {"STEPAUDIO_BUNDLE": "tiny"},
     )
     assert process.stdin is not None

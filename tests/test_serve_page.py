@@ -115,7 +115,9 @@ def test_a_blocked_microphone_is_explained(open_page: Any) -> None:
 def test_a_lost_server_is_explained(open_page: Any) -> None:
     page = open_page(None, allow=False)
     page.route("**/*", lambda route: route.abort())
-    page.evaluate("window.WebSocket = class { constructor() { setTimeout(() => this.onclose({}), 10); } close() {} }")
+    page.evaluate(
+        "() => { window.WebSocket = class { constructor() { setTimeout(() => this.onclose({}), 10); } close() {} }; }"
+    )
     page.keyboard.press("Space")
     page.wait_for_selector("#problem:not([hidden])", timeout=20_000)
     assert "cannot be reached" in page.locator("#problem").inner_text()
