@@ -68,7 +68,7 @@ class WhisperTranscriber:
     max_seconds = WINDOW_SECONDS
     tail = 0.5
     """Seconds of silence that are encoded together with the speech."""
-    shortest = 5.0
+    shortest = 2.5
     """Seconds that are encoded at least: a word alone needs more silence around it."""
     memory = WINDOW_SECONDS
     """Seconds that the decoder looks at: what was encoded, then ready-made silence."""
