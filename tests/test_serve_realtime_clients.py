@@ -150,6 +150,7 @@ def _text(response: Any) -> str:
 # ---------------------------------------------------------------- openai-agents
 
 
+@pytest.mark.slow  # timed out once when the machine was busy
 def test_openai_agents(server: Live) -> None:
     server.bundle.responder.answer = weather_answer
     server.bundle.transcriber.lines = ["what is the weather", "thanks"]

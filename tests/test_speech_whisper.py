@@ -278,7 +278,7 @@ def test_partials_of_a_turn(whisper: WhisperTranscriber, speak: Callable[[str], 
     for block in np.array_split(audio, 4):
         turn.push(block)
         shown.append(turn.partial().text)
-    assert shown[-1].startswith("The train")
+    assert shown[-1].lower().startswith("the train")
     assert turn.flush() == whisper.transcribe(audio)
 
 
