@@ -10,6 +10,7 @@ question per language is asked before anything is timed. Per question the median
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import statistics
@@ -21,7 +22,7 @@ import numpy as np
 
 import stepaudio
 from stepaudio.audio.io import read
-from stepaudio.speech.answer import Answered, Heard, Said
+from stepaudio.speech.answer import Heard, Said, Wrote
 
 STEPS = ("transcribe", "first_token", "first_clause", "first_audio")
 
@@ -29,17 +30,22 @@ STEPS = ("transcribe", "first_token", "first_clause", "first_audio")
 def ask(bundle: stepaudio.Bundle, samples: np.ndarray) -> tuple[dict[str, float], str, str]:
     """One turn, left as soon as it has spoken for the first time; seconds per step, transcript, first clause."""
     started = time.perf_counter()
-    heard, said, seconds = "", "", {}
-    for event in bundle.answer(samples):
-        match event:
-            case Heard(transcript):
-                heard = transcript.text
-            case Said(speech):
-                seconds.setdefault("measured_first_audio", time.perf_counter() - started)
-                said = said or speech.text
-            case Answered():
-                seconds |= {step: getattr(event.latency, step) for step in STEPS}
-    return seconds, heard, said
+    heard, seconds = "", {}
+    written = []  # (length of the answer so far, seconds)
+    with contextlib.closing(bundle.answer(samples)) as events:
+        for event in events:
+            now = time.perf_counter() - started
+            match event:
+                case Heard(transcript):
+                    heard, seconds["transcribe"] = transcript.text, now
+                case Wrote(text):
+                    seconds.setdefault("first_token", now)
+                    written.append(((written[-1][0] if written else 0) + len(text), now))
+                case Said(speech):
+                    seconds["first_clause"] = next(at for length, at in written if length >= len(speech.text))
+                    seconds["first_audio"] = now
+                    return seconds, heard, speech.text
+    raise SystemExit(f"no answer to {heard!r}")
 
 
 def main() -> None:
@@ -70,7 +76,7 @@ def main() -> None:
     print("\nseconds from the end of speech, p50 (p95)")
     for language, results in taken.items():
         cells = []
-        for step in (*STEPS, "measured_first_audio"):
+        for step in STEPS:
             values = [result[step] for result in results]
             cells.append(f"{step} {np.percentile(values, 50):.2f} ({np.percentile(values, 95):.2f})")
         print(f"{language} n={len(results)}  " + "  ".join(cells))
