@@ -1,4 +1,4 @@
-"""How well and how fast the embedded voices speak: `python benchmarks/say.py --kokoro DIR --whisper DIR`.
+"""How well and how fast the embedded voices speak: `python benchmarks/say.py`.
 
 Twenty sentences per language (benchmarks/sentences, as written and as said) are spoken and transcribed again by
 Whisper-base with beam 5. Reports word or character error rate with a bootstrap interval over sentences, the real-time
@@ -22,10 +22,11 @@ import numpy as np
 import soxr
 from misaki.zh_normalization.char_convert import tranditional_to_simplified
 
-from stepaudio.speech.backends.onnx_voice import OnnxVoice
+from stepaudio import load
 from stepaudio.speech.reading import spoken
-from stepaudio.speech.roles import Speech
+from stepaudio.speech.roles import Speaker, Speech
 from stepaudio.speech.say import say
+from stepaudio.speech.weights import Store, catalogue
 
 SENTENCES = Path(__file__).parent / "sentences"
 FIRST_CLAUSES = {"en": "Sure, I can help", "zh": "今天北京的天气"}
@@ -52,28 +53,24 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kokoro", type=Path, required=True, help="folder with kokoro-int8.onnx, kokoro-vocab.json")
-    parser.add_argument("--voices", type=Path, required=True, help="folder with the Kokoro voice files")
-    parser.add_argument("--whisper", type=Path, required=True, help="folder of a CTranslate2 Whisper model")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--voice", action="append", help="only this voice (of the three that are measured)")
     parser.add_argument("--out", type=Path, help="folder for the spoken sentences")
     arguments = parser.parse_args()
 
     from faster_whisper import WhisperModel
 
-    speaker = OnnxVoice(
-        kokoro=arguments.kokoro / "kokoro-int8.onnx",
-        vocab=arguments.kokoro / "kokoro-vocab.json",
-        voices=arguments.voices,
-        threads=arguments.threads,
-    )
-    whisper = WhisperModel(str(arguments.whisper), compute_type="int8", cpu_threads=arguments.threads)
+    speaker = load(arguments.bundle).speaker
+    judge = Store().verified(catalogue()["whisper-base"])
+    whisper = WhisperModel(str(judge), compute_type="int8", cpu_threads=2)
     for voice, language in VOICES:
+        if arguments.voice and voice not in arguments.voice:
+            continue
         result = measure(speaker, whisper, voice, language, arguments.out)
         print(json.dumps(asdict(result), ensure_ascii=False), flush=True)
 
 
-def measure(speaker: OnnxVoice, whisper: Any, voice: str, language: str, out: Path | None) -> Result:
+def measure(speaker: Speaker, whisper: Any, voice: str, language: str, out: Path | None) -> Result:
     for _ in say(speaker, FIRST_CLAUSES[language], voice=voice):  # warm: lexicons and memory pools
         pass
     split = _words if language == "en" else _characters
@@ -137,7 +134,7 @@ def transcribe(whisper: Any, samples: Any, rate: int, language: str) -> str:
     return str(tranditional_to_simplified(text)) if language == "zh" else text
 
 
-def first_audio(speaker: OnnxVoice, voice: str, clause: str) -> float:
+def first_audio(speaker: Speaker, voice: str, clause: str) -> float:
     start = time.perf_counter()
     next(iter(say(speaker, clause, voice=voice)))
     return time.perf_counter() - start
