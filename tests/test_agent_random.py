@@ -87,7 +87,7 @@ class Driver:
         for output in outputs:
             self.seen.add(type(output))
             match output:
-                case ev.Transcribe(job):
+                case ev.Transcribe(job) | ev.Overhear(job):
                     self.open["text"].append(job)
                 case ev.Score(job):
                     self.open["score"].append(job)

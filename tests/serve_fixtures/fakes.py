@@ -121,6 +121,9 @@ class EchoResponder:
                 yield TextDelta(word if i == 0 else f" {word}")
             yield Finish("length" if len(words) > limit else "stop", prompt, 1, min(len(words), limit))
 
+    def warm(self, messages, tools=(), *, words="", cancel=None) -> None:
+        """Reads nothing ahead."""
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         return sum(len(message.content.split()) for message in messages)
 

@@ -256,8 +256,33 @@ class Transcribe:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelTranscribe:
+class Overhear:
+    """Transcribe the input from `start` to `end` while the user speaks on; may fail at once on a busy machine."""
+
     job: str
+    start: float
+    end: float
+    language: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTranscribe:
+    """Of `Transcribe` and `Overhear`."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Have the responder read the history, and the `words` that the user has said since, before anybody waits for it.
+
+    The latest one counts, and none while a reply is made.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +372,8 @@ class Summarise:
 
 
 Command = (
-    Transcribe | CancelTranscribe | Score | StartReply | PauseReply | ResumeReply | CommitReply | CancelReply
-    | Play | StopPlayback | RunTool | CancelTool | Summarise
+    Transcribe | Overhear | CancelTranscribe | Score | Warm | StartReply | PauseReply | ResumeReply | CommitReply
+    | CancelReply | Play | StopPlayback | RunTool | CancelTool | Summarise
 )  # fmt: skip
 
 

@@ -43,6 +43,11 @@ class Lane:
         awaited = sum(t.urgency <= Urgency.LIKELY for t in (*self._working, *self._waiting))
         return min(1.0, awaited / self.places)
 
+    @property
+    def free(self) -> bool:
+        """Whether a place can be had at once."""
+        return len(self._working) < self.places and not self._waiting
+
     def enter(self, ticket: Ticket) -> None:
         self._waiting.append(ticket)
         self.assign()

@@ -41,6 +41,7 @@ _SCORED_SECONDS = 8.0
 """What an acoustic `TurnScorer` gets to hear of a turn, from its end."""
 _OVERDUE = 0.05
 """Seconds until the next tick when one is due already and changed nothing."""
+_WARMING = "warm"
 _MOST_TOOL_THREADS = 16
 """Tools that block may be given up, but not stopped; beyond so many a session starts no more."""
 
@@ -94,6 +95,7 @@ class Session:
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
+        self._to_warm: ev.Warm | None = None
         self._tool_threads = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
@@ -152,6 +154,12 @@ class Session:
             case ev.Transcribe():
                 self._transcribing[output.job] = output.item_id
                 self._start(output.job, self._transcribe(output))
+            case ev.Overhear():
+                self._start(output.job, self._overhear(output))
+            case ev.Warm():
+                self._to_warm = output
+                if _WARMING not in self._work:
+                    self._start(_WARMING, self._warm())
             case ev.Score():
                 self._start(output.job, self._score(output))
             case ev.StartReply():
@@ -224,19 +232,32 @@ class Session:
             samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
         urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
 
-        def hear(cancel: threading.Event) -> Transcript:
-            turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
-            turn.push(samples)
-            return turn.flush(cancel)
-
         async def work(watchdog: _Watchdog) -> None:
             async with self._place(command.job, urgency):
-                transcript = await aio.run(hear)
+                transcript = await aio.run(partial(self._hear, command, samples))
             self._language = transcript.language or self._language
             self._tell_load()
             self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
+
+    async def _overhear(self, command: ev.Overhear) -> None:
+        if not self._scheduler.hearing.free:
+            self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
+            return
+        samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
+
+        async def work(watchdog: _Watchdog) -> None:
+            async with self._place(command.job, Urgency.SPECULATIVE):
+                transcript = await aio.run(partial(self._hear, command, samples))
+            self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
+
+        await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
+
+    def _hear(self, command: ev.Transcribe | ev.Overhear, samples: Samples, cancel: threading.Event) -> Transcript:
+        turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
+        turn.push(samples)
+        return turn.flush(cancel)
 
     def _place(self, key: str, urgency: Urgency) -> Ticket:
         ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
@@ -265,11 +286,15 @@ class Session:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
         language = self._language
+        warming = self._work.get(_WARMING)
+        self._stop_warming()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
             return make_reply(self._models, start, language=language, go=going, cancel=cancel)
 
         async def work(watchdog: _Watchdog) -> None:
+            if warming is not None:  # what it has read would not be known where another reads at the same time
+                await asyncio.wait([warming])
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
                     await self._room.wait()
@@ -277,6 +302,24 @@ class Session:
                     self.handle(event)
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
+
+    async def _warm(self) -> None:
+        """Have the responder read ahead, as long as nobody else needs the place."""
+        while self._to_warm is not None:
+            command, self._to_warm = self._to_warm, None
+            try:
+                async with self._scheduler.replying.ticket(Urgency.BACKGROUND, give_up=self._stop_warming):
+                    await aio.run(partial(self._read_ahead, command))
+            except StepAudioError as error:
+                log.info("Nothing was read ahead: %s", error)
+
+    def _read_ahead(self, command: ev.Warm, cancel: threading.Event) -> None:
+        self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
+
+    def _stop_warming(self) -> None:
+        self._to_warm = None
+        if _WARMING in self._work:
+            self._work[_WARMING].cancel()
 
     def _tell_load(self) -> None:
         """Before a speculation may start, say how busy the machine is."""

@@ -38,7 +38,7 @@ class TurnConfig:
     threshold: float = 0.5
     min_speech: float = 0.096
     prefix_padding: float = 0.3
-    pause: float = 0.2
+    pause: float = 0.1
     floor: float = 0.4
     ceiling: float = 2.0
     interrupt_after: float = 0.7
@@ -78,7 +78,7 @@ class TurnConfig:
         return cls(
             threshold=threshold,
             prefix_padding=prefix_padding,
-            pause=min(0.2, silence_duration),
+            pause=min(0.1, silence_duration),
             floor=silence_duration,
             ceiling=silence_duration,
             create_response=create_response,

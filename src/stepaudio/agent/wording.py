@@ -73,6 +73,16 @@ def _content(text: str) -> list[str]:
     return [word for word in tokens(text) if word not in FILLERS]
 
 
+def settled(partial: str) -> str:
+    """What the rest of the turn will hardly change of a transcript that was cut off anywhere: all but its last word,
+    or its last two Chinese characters."""
+    found = list(_TOKENS.finditer(partial))
+    if not found:
+        return ""
+    dropped = found[-2:] if _HAN.match(found[-1].group()) else found[-1:]
+    return partial[: dropped[0].start()].rstrip()
+
+
 def is_backchannel(text: str) -> bool:
     """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))

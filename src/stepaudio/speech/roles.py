@@ -166,6 +166,15 @@ class Responder(Protocol):
         """
         ...
 
+    def warm(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, words: str = "", cancel: Event | None = None
+    ) -> None:
+        """Read a history, and what the user has said of the turn after it, ahead of the reply to that turn.
+
+        The reply that reads on from there starts sooner. A backend that keeps nothing between replies does nothing.
+        """
+        ...
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """Tokens that this history takes as a prompt."""
         ...

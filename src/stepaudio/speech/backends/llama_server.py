@@ -6,10 +6,7 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ _STEP_TOKENS = 32
 # Evaluated prompts of conversations that lost their slot are kept in host memory up to this size
 # (28 KiB per token with a 1.5B Qwen2.5, 12 KiB with a 0.5B).
 _CACHE_MIB = 512
-_NICENESS = 19  # takes only what no thread of ordinary priority wants
 _SIGACTION_BYTES = 256  # more than `struct sigaction` takes on any platform
 
 
@@ -47,9 +43,8 @@ def load(model: Path, *, context: int, slots: int, threads: int, key: str) -> An
     params.ui = False
     params.n_threads_http = 1
     try:
-        # The model's threads inherit the priority of the thread that starts them.
-        with _signals_kept(), ThreadPoolExecutor(1, initializer=_give_way) as loader:
-            return loader.submit(xllamacpp.Server, params).result()
+        with _signals_kept():
+            return xllamacpp.Server(params)
     except RuntimeError as error:
         raise IntegrityError(
             f"llama.cpp cannot load {model}: the file is damaged or of a kind it does not know, or memory ran out; "
@@ -75,15 +70,6 @@ def _check_gguf(model: Path) -> None:
     with model.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise IntegrityError(f"{model} is not a GGUF file; fetch it again with `stepaudio pull`")
-
-
-def _give_way() -> None:
-    """Let this thread, and all that it starts, yield to the rest of the process where they share a core.
-
-    The text of a reply is soon ahead of its audio, but a first clause that is spoken late keeps somebody waiting.
-    """
-    if sys.platform == "linux":  # elsewhere priorities belong to processes, not threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 @contextlib.contextmanager

@@ -99,10 +99,11 @@ class LlamaCppResponder:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         *,
+        words: str = "",
         cancel: threading.Event | None = None,
     ) -> None:
-        """Evaluate a history ahead of its next user turn, so that the reply to that turn starts sooner."""
-        prompt = self._prompt(messages, tools, prompts.USER_TURN)
+        """Evaluate a history and the first words of its next user turn; see `Responder.warm`."""
+        prompt = self._prompt(messages, tools, prompts.user_turn(words))
         with self._slot(cancel):
             for _ in self.complete({"prompt": prompt, "max_tokens": 1}, _Usage(), cancel):
                 pass
