@@ -167,7 +167,6 @@ def test_warming_with_words_leaves_only_the_rest_of_the_turn(responder: LlamaCpp
     assert finish.prompt_tokens - finish.cached_tokens < 12
 
 
-
 @pytest.mark.weights
 def test_greedy_and_seeded_replies_repeat(responder: LlamaCppResponder) -> None:
     hot = Sampling(max_tokens=16, temperature=1.2, seed=7)

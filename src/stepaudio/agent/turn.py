@@ -95,7 +95,7 @@ class TurnConfig:
         interrupt_response: bool = True,
     ) -> TurnConfig:
         """The protocol's `semantic_vad`: waits at most 8, 4 or 2 s for a turn that looks unfinished."""
-        waits = {"low": (0.6, 8.0), "medium": (0.4, 4.0), "auto": (0.4, 4.0), "high": (0.3, 2.0)}
+        waits = {"low": (0.8, 8.0), "medium": (0.6, 4.0), "auto": (0.6, 4.0), "high": (0.4, 2.0)}
         if eagerness not in waits:
             raise InputError("eagerness must be low, medium, high or auto", param="eagerness")
         floor, ceiling = waits[eagerness]

@@ -6,7 +6,10 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ _STEP_TOKENS = 32
 # Evaluated prompts of conversations that lost their slot are kept in host memory up to this size
 # (28 KiB per token with a 1.5B Qwen2.5, 12 KiB with a 0.5B).
 _CACHE_MIB = 512
+_NICENESS = 5  # a quarter of what a thread of ordinary priority gets beside it
 _SIGACTION_BYTES = 256  # more than `struct sigaction` takes on any platform
 
 
@@ -43,8 +47,9 @@ def load(model: Path, *, context: int, slots: int, threads: int, key: str) -> An
     params.ui = False
     params.n_threads_http = 1
     try:
-        with _signals_kept():
-            return xllamacpp.Server(params)
+        # The model's threads inherit the priority of the thread that starts them.
+        with _signals_kept(), ThreadPoolExecutor(1, initializer=_give_way) as loader:
+            return loader.submit(xllamacpp.Server, params).result()
     except RuntimeError as error:
         raise IntegrityError(
             f"llama.cpp cannot load {model}: the file is damaged or of a kind it does not know, or memory ran out; "
@@ -70,6 +75,15 @@ def _check_gguf(model: Path) -> None:
     with model.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise IntegrityError(f"{model} is not a GGUF file; fetch it again with `stepaudio pull`")
+
+
+def _give_way() -> None:
+    """Let this thread, and all that it starts, yield to the rest of the process where they share a core.
+
+    The text of a reply is soon ahead of its audio, but a first clause that is spoken late keeps somebody waiting.
+    """
+    if sys.platform == "linux":  # elsewhere priorities belong to processes, not threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 @contextlib.contextmanager
