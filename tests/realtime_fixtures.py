@@ -110,7 +110,7 @@ class ScriptedResponder:
                     yield TextDelta(part)
             yield Finish("tool_calls" if called else "stop", 20, 5, 10)
 
-    def warm(self, messages, tools=(), *, words="", cancel=None) -> None:
+    def warm(self, messages, tools=(), *, words="", cancel=None):
         """Reads nothing ahead."""
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:

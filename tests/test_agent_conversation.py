@@ -108,10 +108,26 @@ def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     assert world.history()[1] == ("user", QUESTION[0].text)
 
 
+@pytest.mark.parametrize(("probability", "least", "most"), [(0.9, 2.5, 3.0), (None, 2.5, 3.0), (0.01, 3.2, 5.0)])
+def test_the_responder_hears_whether_a_sentence_is_over(probability: float | None, least: float, most: float) -> None:
+    """The recogniser ends every pause with a full stop; the language model may expect more."""
+
+    class Judging(World):
+        def _carry_out(self, output: ev.Output, now: float) -> None:
+            if isinstance(output, ev.Warm) and output.job is not None:
+                assert output.words == "The train leaves at seven"
+                self.at(now + 0.05, ev.Scored(output.job, probability), output.job)
+            super()._carry_out(output, now)
+
+    said = [Said(0.5, 2.1, "The train leaves at seven.")]
+    ended, _ = Judging(said, sunny, settings(turn=TurnConfig.semantic_vad())).run(12).first(ev.SpeechStopped)
+    assert least < ended < most
+
+
 def test_without_speculation_nothing_is_done_ahead() -> None:
     world = World(QUESTION, sunny, settings(speculation=NO_SPECULATION)).run(8)
     assert world.all(ev.Overhear) == []
-    assert world.all(ev.Warm) == []
+    assert [warm for warm in world.all(ev.Warm) if warm.job is None] == []
 
 
 # ---------------------------------------------------------------- speculation

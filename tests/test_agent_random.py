@@ -89,7 +89,7 @@ class Driver:
             match output:
                 case ev.Transcribe(job) | ev.Overhear(job):
                     self.open["text"].append(job)
-                case ev.Score(job):
+                case ev.Score(job) | ev.Warm(job=str(job)):
                     self.open["score"].append(job)
                 case ev.StartReply(reply_id):
                     self.open["reply"].append(reply_id)

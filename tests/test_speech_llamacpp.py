@@ -158,6 +158,16 @@ def test_warming_a_history_leaves_only_the_turn(responder: LlamaCppResponder) ->
     assert finish.prompt_tokens - finish.cached_tokens < 16
 
 
+def test_the_words_tell_whether_the_sentence_is_over(responder: LlamaCppResponder) -> None:
+    whole = responder.warm((), words="What is the capital of France")
+    cut = responder.warm((), words="What is the capital of")
+    assert whole is not None
+    assert cut is not None
+    assert 0 <= cut < 0.1 < whole <= 1.001
+    assert responder.warm(()) is None
+
+
+@pytest.mark.weights
 def test_warming_with_words_leaves_only_the_rest_of_the_turn(responder: LlamaCppResponder) -> None:
     words = "Tell me which of the planets of our sun is the largest"
     responder.warm([Message("user", "Hi."), Message("assistant", "Hello.")], words=words)

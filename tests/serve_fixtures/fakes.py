@@ -121,7 +121,7 @@ class EchoResponder:
                 yield TextDelta(word if i == 0 else f" {word}")
             yield Finish("length" if len(words) > limit else "stop", prompt, 1, min(len(words), limit))
 
-    def warm(self, messages, tools=(), *, words="", cancel=None) -> None:
+    def warm(self, messages, tools=(), *, words="", cancel=None):
         """Reads nothing ahead."""
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:

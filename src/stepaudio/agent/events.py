@@ -64,10 +64,11 @@ class TranscribeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The answer to `Score`: probability that the turn is over."""
+    """The answer to `Score`, the probability that the turn is over, or to `Warm`, that the sentence is; None is no
+    opinion."""
 
     job: str
-    probability: float
+    probability: float | None
 
 
 # ---------------------------------------------------------------- events in: the reply in the making
@@ -277,12 +278,14 @@ class CancelTranscribe:
 class Warm:
     """Have the responder read the history, and the `words` that the user has said since, before anybody waits for it.
 
-    The latest one counts, and none while a reply is made.
+    The latest one counts. With a `job`, `Scored` tells how likely the words end a sentence, and a speculation waits for
+    it; without, a reply that is to be made ends it.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...]
     words: str
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
-from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request, settled
+from stepaudio.agent.wording import TextTurnScorer, end_of_turn, is_backchannel, same_request, settled, spoken_part
 
 _SHORTEST_COMMIT = 0.1
 _OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
@@ -49,6 +49,7 @@ class _Turn:
     overheard_text: tuple[str, str | None] | None = None
     """This transcript and its language, once known."""
     score_job: str | None = None
+    words_job: str | None = None
     attempts: int = 0
     voiced_before: float = 0.0
     """Speech of this turn before it last resumed."""
@@ -314,7 +315,7 @@ class Listener:
         if turn.text_job is not None:
             self._out(ev.CancelTranscribe(turn.text_job))
         self._stop_overhearing(turn)
-        turn.text_job = turn.score_job = turn.transcript = None
+        turn.text_job = turn.score_job = turn.words_job = turn.transcript = None
         turn.scores.clear()
 
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
@@ -341,7 +342,12 @@ class Listener:
                 return
             self._out(ev.SpeechPaused(turn.item_id, turn.end))
         self._out(ev.TranscriptPartial(turn.item_id, text))
-        self._score(turn, "text", self._scorer.score(None, text, language))
+        score = self._scorer.score(None, text, language)
+        if score is not None:
+            self._score(turn, "text", score)
+        if text and self.settings.turn is not None and self.settings.turn.adaptive:
+            turn.words_job = self._new_id("job")
+            self._replies.warm(spoken_part(text), turn.words_job)
         self._attempt(turn, now)
 
     def on_no_transcript(self, job: str, message: str, now: float) -> None:
@@ -370,10 +376,14 @@ class Listener:
         if turn.owed:
             self._replies.want()
 
-    def on_score(self, job: str, probability: float) -> None:
-        """The acoustic scorer has judged the pause."""
-        if self.turn is not None and self.turn.score_job == job:
+    def on_score(self, job: str, probability: float | None) -> None:
+        """The acoustic scorer has judged the pause, or the responder the words; None is no opinion."""
+        if self.turn is None or probability is None:
+            return
+        if self.turn.score_job == job:
             self._score(self.turn, "acoustic", probability)
+        elif self.turn.words_job == job:
+            self._score(self.turn, "words", end_of_turn(probability))
 
     def hear_item(self, item_id: str, now: float) -> None:
         """Have the audio transcribed that came with an item."""

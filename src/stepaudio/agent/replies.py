@@ -225,11 +225,12 @@ class Replies:
         self.statistics.started += 1
         self._out(reply.start)
 
-    def warm(self, words: str) -> None:
-        """The user speaks: have the responder read what it will have to read in any case."""
-        if self.speculation is None and self.active is None and not self._owes and self.throttle.allows(1.0):
+    def warm(self, words: str, job: str | None = None) -> None:
+        """The user speaks: have the responder read what it will have to read in any case, and say with `job` whether
+        the sentence is over."""
+        if self.active is None and not self._owes and (job or self.speculation is None) and self.throttle.allows(1.0):
             tools = () if self.settings.tool_choice == "none" else self.settings.tools
-            self._out(ev.Warm(tuple(self.context.render()), tuple(spec.tool for spec in tools), words))
+            self._out(ev.Warm(tuple(self.context.render()), tuple(spec.tool for spec in tools), words, job))
 
     def suspend(self) -> None:
         """The user speaks again: keep what there is, do no more."""

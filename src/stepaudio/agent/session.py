@@ -173,6 +173,7 @@ class Session:
             case ev.ResumeReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].set()
             case ev.CommitReply(reply_id) if reply_id in self._going:
+                self._stop_warming()
                 self._going[reply_id].set()
                 self._tickets[reply_id].hurry()
             case ev.CancelReply(key) | ev.CancelTranscribe(key) | ev.CancelTool(key) if key in self._work:
@@ -287,7 +288,9 @@ class Session:
         self._tickets[start.reply_id] = ticket
         language = self._language
         warming = self._work.get(_WARMING)
-        self._stop_warming()
+        asked_for = self._to_warm is not None and self._to_warm.job is not None
+        if not (start.speculative and asked_for):
+            self._stop_warming()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
             return make_reply(self._models, start, language=language, go=going, cancel=cancel)
@@ -307,14 +310,18 @@ class Session:
         """Have the responder read ahead, as long as nobody else needs the place."""
         while self._to_warm is not None:
             command, self._to_warm = self._to_warm, None
+            urgency = Urgency.BACKGROUND if command.job is None else Urgency.SPECULATIVE
             try:
-                async with self._scheduler.replying.ticket(Urgency.BACKGROUND, give_up=self._stop_warming):
-                    await aio.run(partial(self._read_ahead, command))
+                async with self._scheduler.replying.ticket(urgency, give_up=self._stop_warming):
+                    ends = await aio.run(partial(self._read_ahead, command))
             except StepAudioError as error:
                 log.info("Nothing was read ahead: %s", error)
+            else:
+                if command.job is not None:
+                    self.handle(ev.Scored(command.job, ends))
 
-    def _read_ahead(self, command: ev.Warm, cancel: threading.Event) -> None:
-        self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
+    def _read_ahead(self, command: ev.Warm, cancel: threading.Event) -> float | None:
+        return self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
 
     def _stop_warming(self) -> None:
         self._to_warm = None

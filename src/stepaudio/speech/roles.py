@@ -168,10 +168,12 @@ class Responder(Protocol):
 
     def warm(
         self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, words: str = "", cancel: Event | None = None
-    ) -> None:
-        """Read a history, and what the user has said of the turn after it, ahead of the reply to that turn.
+    ) -> float | None:
+        """Read a history, and the words that the user has said of the turn after it, ahead of the reply to that turn.
 
-        The reply that reads on from there starts sooner. A backend that keeps nothing between replies does nothing.
+        The reply that reads on from there starts sooner. Returns the probability that the next thing after `words` is
+        the end of a sentence, as far as the words tell. A backend that keeps nothing between replies, or does not show
+        its probabilities, returns None.
         """
         ...
 
@@ -255,9 +257,9 @@ class TurnScorer(Protocol):
 
     rate: int
 
-    def score(self, samples: Samples, text: str | None, language: str | None) -> float:
+    def score(self, samples: Samples, text: str | None, language: str | None) -> float | None:
         """Probability in [0, 1] that the turn whose last seconds are `samples` [T] (and whose transcript so far
-        is `text`, when known) is over."""
+        is `text`, when known) is over; None is no opinion."""
         ...
 
     def close(self) -> None: ...
