@@ -96,7 +96,13 @@ def test_each_mistake_is_named_and_the_session_goes_on(server: Live, bundle: Any
             "session.audio.input.transcription.language",
         ),
         (update(max_output_tokens=0), "invalid_value", "session.max_output_tokens"),
-        (update(tools=[{"type": "mcp", "server_label": "x"}]), "invalid_value", "session.tools.0.type"),
+        (update(tools=[{"type": "web_search"}]), "invalid_value", "session.tools.0.type"),
+        (update(tools=[{"type": "function"}]), "missing_required_parameter", "session.tools.0.name"),
+        (
+            update(tools=[{"type": "mcp", "server_label": "x", "require_approval": "never"}]),
+            "missing_required_parameter",
+            "session.tools.0.server_url",
+        ),
     ]
     with client(server.url) as talk:
         before = talk.update()["session"]

@@ -308,6 +308,8 @@ class Session:
         def settle(result: Any, error: BaseException | None) -> None:
             self._tool_threads -= 1
             if answer.done():
+                if inspect.iscoroutine(result):
+                    result.close()
                 return
             if error is not None:
                 answer.set_exception(error)

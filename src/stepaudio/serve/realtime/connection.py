@@ -30,6 +30,7 @@ from stepaudio.serve.realtime.config import SessionConfig
 from stepaudio.serve.realtime.encode import Encoder, Json
 from stepaudio.serve.realtime.formats import AudioDecoder
 from stepaudio.serve.realtime.items import item_json, parse_item
+from stepaudio.serve.realtime.session_tools import SessionTools
 
 _SLICE = RATE // 4
 """Samples that are looked at in one go before others get their turn."""
@@ -64,11 +65,11 @@ class Connection:
         self.expires_at = int(time.time() + seconds)
         self._send = send
         self._drop_audio = drop_audio
-        self._tools = tools
+        self._tools = SessionTools(tools, tell=self._answer, refuse=self.refuse, changed=self._configure, new_id=new_id)
         self._encoder = Encoder(config, models.speaker.rate, new_id("conv"), new_id)
         self._decoder = AudioDecoder(config.input["format"], RATE)
         self.session = Session(
-            models, scheduler, self._tell, settings=self._settings(), tools=tools, new_id=new_id, room=room
+            models, scheduler, self._tell, settings=self._settings(), tools=self._tools, new_id=new_id, room=room
         )
 
     def open(self) -> None:
@@ -78,6 +79,7 @@ class Connection:
             "conversation.created",
             conversation={"id": self._encoder.conversation_id, "object": "realtime.conversation"},
         )
+        self._tools.declare(self.config.mcp_servers)
 
     async def receive(self, message: object) -> None:
         """Carry out one client event."""
@@ -95,7 +97,7 @@ class Connection:
         self._answer("error", error=fields)
 
     async def close(self) -> None:
-        await self.session.close()
+        await asyncio.gather(self.session.close(), self._tools.close())
 
     # ------------------------------------------------------------ what the client asks for
 
@@ -119,7 +121,10 @@ class Connection:
                 self._create_item(event)
             case schema.ItemRetrieve():
                 item = self.session.controller.context.get(event.item_id)
-                self._answer("conversation.item.retrieved", item=item_json(item))
+                result = None
+                if isinstance(item, context.CallItem):
+                    result = self.session.controller.context.result(item.call.id)
+                self._answer("conversation.item.retrieved", item=item_json(item, result=result))
             case schema.ItemTruncate():
                 handle(ev.TruncateItem(event.item_id, event.audio_end_ms / 1000))
             case schema.ItemDelete():
@@ -140,8 +145,9 @@ class Connection:
         self.config = self._encoder.config = self.config.updated(patch)
         if self._decoder.format != self.config.input["format"]:
             self._decoder = AudioDecoder(self.config.input["format"], RATE)
-        self.session.handle(ev.Configure(self._settings()))
+        self._configure()
         self._answer("session.updated", session=self._shown())
+        self._tools.declare(self.config.mcp_servers)
 
     def _create_item(self, event: schema.ItemCreate) -> None:
         item, audio = parse_item(event.item, new_id=new_id)
@@ -203,4 +209,7 @@ class Connection:
         return self.config.as_json(self.id, self.expires_at)
 
     def _settings(self) -> Settings:
-        return self.config.settings(self._tools.specs() if self._tools else ())
+        return self.config.settings(self._tools.specs())
+
+    def _configure(self) -> None:
+        self.session.handle(ev.Configure(self._settings()))

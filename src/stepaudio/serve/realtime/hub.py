@@ -66,7 +66,8 @@ class Hub:
     def config(self, model: str | None) -> SessionConfig:
         """A session's fields as they are when the client says nothing; any model's name means the loaded bundle."""
         bundle = self.server.bundle
-        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber)
+        mcp = self.server.settings.session_mcp
+        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber, mcp=mcp)
 
     def count(self, statistics: Statistics) -> None:
         """A session has ended: add what its speculations did to the server's metrics."""
