@@ -16,7 +16,7 @@ from stepaudio.serve import chat, errors, health, models, page, speech, transcri
 from stepaudio.serve.auth import ApiKeys, RequireKey
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
-from stepaudio.serve.realtime import keys, socket
+from stepaudio.serve.realtime import calls, keys, socket
 from stepaudio.serve.realtime.hub import Hub
 from stepaudio.serve.settings import Settings
 from stepaudio.serve.state import ServerState
@@ -47,6 +47,7 @@ def create_app(
         loading = asyncio.create_task(server.load(mcp.start if mcp else None))
         yield
         await loading
+        await app.state.realtime.close()
         if mcp:
             await mcp.close()
 
@@ -67,7 +68,7 @@ def create_app(
     # The key is checked by RequireKey; this makes the schema say so.
     security = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(socket.router)
-    for module in (models, speech, transcriptions, chat, keys):
+    for module in (models, speech, transcriptions, chat, keys, calls):
         app.include_router(module.router, dependencies=security)
 
     # The last one added is the outermost.

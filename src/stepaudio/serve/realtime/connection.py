@@ -7,10 +7,11 @@ with an `error` event that names it, and the session goes on.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,11 +42,23 @@ def new_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
+class Media(Protocol):
+    """What plays the agent's audio where that does not go out as events. It knows when audio is heard, and says so by
+    `Played`."""
+
+    def play(self, play: ev.Play) -> None:
+        """Behind what is there already."""
+
+    def finish(self, reply_id: str) -> None:
+        """There will be no more audio of this reply."""
+
+
 class Connection:
     """A session and its client.
 
     `send` is called on the event loop with each event, as JSON; `drop_audio` when audio that was sent and has not
-    left yet is not wanted any more. Replies wait until there is `room` for what they produce.
+    left yet is not wanted any more. With `media` the audio goes there. Replies wait until there is `room` for what
+    they produce.
     """
 
     def __init__(
@@ -57,6 +70,7 @@ class Connection:
         *,
         room: asyncio.Event,
         drop_audio: Callable[[], None],
+        media: Media | None = None,
         tools: ToolProvider | None = None,
         seconds: float = 3600.0,
     ) -> None:
@@ -65,8 +79,10 @@ class Connection:
         self.expires_at = int(time.time() + seconds)
         self._send = send
         self._drop_audio = drop_audio
-        self._tools = SessionTools(tools, tell=self._answer, refuse=self.refuse, changed=self._configure, new_id=new_id)
-        self._encoder = Encoder(config, models.speaker.rate, new_id("conv"), new_id)
+        self._media = media
+        self._tools = SessionTools(tools, tell=self.tell, refuse=self.refuse, changed=self._configure, new_id=new_id)
+        rate = models.speaker.rate if media is None else None
+        self._encoder = Encoder(config, rate, new_id("conv"), new_id)
         self._decoder = AudioDecoder(config.input["format"], RATE)
         self.session = Session(
             models, scheduler, self._tell, settings=self._settings(), tools=self._tools, new_id=new_id, room=room
@@ -74,12 +90,28 @@ class Connection:
 
     def open(self) -> None:
         """Greet the client."""
-        self._answer("session.created", session=self._shown())
-        self._answer(
+        self.tell("session.created", session=self._shown())
+        self.tell(
             "conversation.created",
             conversation={"id": self._encoder.conversation_id, "object": "realtime.conversation"},
         )
         self._tools.declare(self.config.mcp_servers)
+
+    async def receive_text(self, text: str, translate: Callable[[Any], Any] | None = None) -> None:
+        """Carry out one client event, as it comes; `translate` makes it one of the GA protocol."""
+        try:
+            message = json.loads(text)
+        except ValueError as error:
+            self.refuse(RequestError(f"The message is not valid JSON: {error}.", code="invalid_event"))
+        else:
+            await self.receive(translate(message) if translate else message)
+
+    async def hear(self, samples: Samples) -> None:
+        """Take input audio [T] at `RATE` that came otherwise than in an event."""
+        try:
+            await self._hear(samples)
+        except StepAudioError as error:
+            self.refuse(error)
 
     async def receive(self, message: object) -> None:
         """Carry out one client event."""
@@ -94,7 +126,7 @@ class Connection:
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
         param = getattr(error, "param", None)
         fields = {"type": kind, "code": error.code, "message": str(error), "param": param, "event_id": event_id}
-        self._answer("error", error=fields)
+        self.tell("error", error=fields)
 
     async def close(self) -> None:
         await asyncio.gather(self.session.close(), self._tools.close())
@@ -124,7 +156,7 @@ class Connection:
                 result = None
                 if isinstance(item, context.CallItem):
                     result = self.session.controller.context.result(item.call.id)
-                self._answer("conversation.item.retrieved", item=item_json(item, result=result))
+                self.tell("conversation.item.retrieved", item=item_json(item, result=result))
             case schema.ItemTruncate():
                 handle(ev.TruncateItem(event.item_id, event.audio_end_ms / 1000))
             case schema.ItemDelete():
@@ -146,7 +178,7 @@ class Connection:
         if self._decoder.format != self.config.input["format"]:
             self._decoder = AudioDecoder(self.config.input["format"], RATE)
         self._configure()
-        self._answer("session.updated", session=self._shown())
+        self.tell("session.updated", session=self._shown())
         self._tools.declare(self.config.mcp_servers)
 
     def _create_item(self, event: schema.ItemCreate) -> None:
@@ -199,10 +231,16 @@ class Connection:
     def _tell(self, output: ev.Output) -> None:
         if isinstance(output, ev.StopPlayback):
             self._drop_audio()
+        elif isinstance(output, ev.Play) and self._media is not None:
+            self._media.play(output)
+            return
         for event in self._encoder.encode(output):
             self._send(event)
+        if isinstance(output, ev.ReplyDone) and self._media is not None:
+            self._media.finish(output.reply_id)
 
-    def _answer(self, type: str, **fields: Any) -> None:
+    def tell(self, type: str, **fields: Any) -> None:
+        """Send an event of the transport's own."""
         self._send(self._encoder.event(type, **fields))
 
     def _shown(self) -> Json:

@@ -41,9 +41,12 @@ class _CallHere:
 
 
 class Encoder:
-    """Notices in, server events out; `config` is the session's, kept up to date by its owner."""
+    """Notices in, server events out; `config` is the session's, kept up to date by its owner. `rate` is the agent's
+    sample rate, None where its audio does not go out as events."""
 
-    def __init__(self, config: SessionConfig, rate: int, conversation_id: str, new_id: Callable[[str], str]) -> None:
+    def __init__(
+        self, config: SessionConfig, rate: int | None, conversation_id: str, new_id: Callable[[str], str]
+    ) -> None:
         self.config = config
         self._rate = rate
         self.conversation_id = conversation_id
@@ -123,7 +126,7 @@ class Encoder:
                 del self._results[item_id]
             case ev.ItemDeleted(item_id):
                 yield {"type": "conversation.item.deleted", "item_id": item_id}
-            case ev.ItemTruncated(item_id, seconds, _, "client"):
+            case ev.ItemTruncated(item_id, seconds, _, by) if by == "client" or self._rate is None:
                 yield {
                     "type": "conversation.item.truncated",
                     "item_id": item_id,
@@ -158,7 +161,7 @@ class Encoder:
             shown["status"] = "in_progress"
         if isinstance(item, MessageItem):
             shown["content"] = []
-            if response.spoken:
+            if response.spoken and self._rate is not None:
                 response.audio = AudioEncoder(self.config.output["format"], self._rate)
                 response.audio_index = notice.index
         else:
