@@ -28,6 +28,7 @@ from stepaudio.agent.settings import Settings
 from stepaudio.agent.tools import ClientTools, ToolProvider, encode
 from stepaudio.agent.turn import WINDOW
 from stepaudio.audio.pcm import Samples
+from stepaudio.audio.vad import GatedVadStream
 from stepaudio.errors import BusyError, StepAudioError
 from stepaudio.speech import aio
 from stepaudio.speech.roles import Sampling, TextDelta, ToolCall, Transcript
@@ -86,7 +87,7 @@ class Session:
         self._room = room or asyncio.Event()
         self._room.set()
         self._most_input = round(input_seconds * RATE)
-        self._vad = models.vad.stream()
+        self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
         self._attached: dict[str, Samples] = {}
         self._language: str | None = None
