@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from realtime_fixtures import within
 from stepaudio.agent import mcp as agent_mcp
 from stepaudio.agent.mcp import McpServer, McpTools, read_config
 from stepaudio.errors import BackendError, InputError, NotFoundError
@@ -68,7 +69,7 @@ async def call(tools: McpTools, name: str, **arguments: Any) -> str:
 
 
 def run(conversation: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(conversation(), PATIENCE))
+    asyncio.run(within(PATIENCE, conversation()))
 
 
 def test_tools_are_listed_and_called() -> None:

@@ -18,7 +18,7 @@ from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSes
 from aiortc.mediastreams import MediaStreamError
 from openai import AsyncOpenAI
 
-from realtime_fixtures import TalkBundle, check, speech
+from realtime_fixtures import TalkBundle, check, speech, within
 from serve_fixtures.live import Live, live, until
 from stepaudio import load
 from stepaudio.audio.pcm import Samples, to_int16
@@ -144,7 +144,7 @@ def server() -> Iterator[Live]:
 
 
 def run(work: Any) -> None:
-    asyncio.run(asyncio.wait_for(work, 2 * PATIENCE))
+    asyncio.run(within(2 * PATIENCE, work))
 
 
 def no_calls(server: Live) -> None:
@@ -392,4 +392,4 @@ def test_a_call_with_real_models() -> None:
             resample(np.concatenate([part.samples for part in bundle.say(text)]), bundle.speaker.rate, RATE)
             for text in ("Please tell me a long story about the city of Paris in France.", "Stop. What is your name?")
         ]
-        asyncio.run(asyncio.wait_for(conversation(server, *voices), 400))
+        asyncio.run(within(400, conversation(server, *voices)))

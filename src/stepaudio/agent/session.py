@@ -271,9 +271,12 @@ class Session:
             return make_reply(self._models, start, language=language, go=going, cancel=cancel)
 
         async def work(watchdog: _Watchdog) -> None:
+            # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
+            await self._room.wait()
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
-                    await self._room.wait()
+                    if not self._room.is_set():
+                        await ticket.stand_aside(self._room)
                     watchdog.calm()
                     self.handle(event)
 
