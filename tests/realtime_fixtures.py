@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Annotated, Any
@@ -185,6 +186,21 @@ class Client:
                 self.read(left)
             except TimeoutError:
                 return
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for something that must come about. Time in which the whole process was stopped does not count: a machine
+    that is suspended, or busy with something else, breaks nothing."""
+    task, left = asyncio.ensure_future(work), seconds
+    while left > 0:
+        before = time.monotonic()
+        done, _ = await asyncio.wait({task}, timeout=0.25)
+        if done:
+            return task.result()
+        left -= min(time.monotonic() - before, 0.5)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    raise TimeoutError(f"it did not come about within {seconds:g} s")
 
 
 @contextmanager

@@ -58,6 +58,8 @@ def test_the_schema_documents_what_is_there(server: Live) -> None:
         "/v1/audio/speech",
         "/v1/audio/transcriptions",
         "/v1/chat/completions",
+        "/v1/realtime/calls",
+        "/v1/realtime/calls/{call_id}/hangup",
         "/v1/realtime/client_secrets",
         "/v1/realtime/sessions",
         "/v1/realtime/transcription_sessions",

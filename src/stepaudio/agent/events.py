@@ -120,10 +120,11 @@ class ReplyFailed:
 
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
-    """The result of a tool run by `RunTool`, as the model will read it."""
+    """The result of a tool run by `RunTool`, as the model will read it; of one that `failed`, that it did."""
 
     call_id: str
     output: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

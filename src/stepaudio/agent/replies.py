@@ -181,7 +181,7 @@ class Replies:
     def on_tool(self, event: ev.ToolFinished | ev.ToolFailed, now: float) -> None:
         """A result. The first one counts; a failure is told to the model."""
         if isinstance(event, ev.ToolFailed):
-            event = ev.ToolFinished(event.call_id, encode({"error": event.message}))
+            event = ev.ToolFinished(event.call_id, encode({"error": event.message}), failed=True)
         if not self.tools.settle(event.call_id):
             return
         self._publisher.run(self.tools.start(now))

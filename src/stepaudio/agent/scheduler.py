@@ -94,6 +94,15 @@ class Ticket:
         self.asked_to_leave = False
         self._lane.assign()
 
+    async def stand_aside(self, until: asyncio.Event) -> None:
+        """Give the place up until something has come about, then wait for one again."""
+        self._lane.leave(self)
+        self.granted.clear()
+        self.asked_to_leave = False
+        await until.wait()
+        self._lane.enter(self)
+        await self.granted.wait()
+
     async def __aenter__(self) -> Ticket:
         self._lane.enter(self)
         try:

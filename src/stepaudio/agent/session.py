@@ -28,6 +28,7 @@ from stepaudio.agent.settings import Settings
 from stepaudio.agent.tools import ClientTools, ToolProvider, encode
 from stepaudio.agent.turn import WINDOW
 from stepaudio.audio.pcm import Samples
+from stepaudio.audio.vad import GatedVadStream
 from stepaudio.errors import BusyError, StepAudioError
 from stepaudio.speech import aio
 from stepaudio.speech.roles import Sampling, TextDelta, ToolCall, Transcript
@@ -87,7 +88,7 @@ class Session:
         self._room = room or asyncio.Event()
         self._room.set()
         self._most_input = round(input_seconds * RATE)
-        self._vad = models.vad.stream()
+        self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
         self._attached: dict[str, Samples] = {}
         self._language: str | None = None
@@ -298,9 +299,12 @@ class Session:
         async def work(watchdog: _Watchdog) -> None:
             if warming is not None:  # what it has read would not be known where another reads at the same time
                 await asyncio.wait([warming])
+            # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
+            await self._room.wait()
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
-                    await self._room.wait()
+                    if not self._room.is_set():
+                        await ticket.stand_aside(self._room)
                     watchdog.calm()
                     self.handle(event)
 
@@ -358,6 +362,8 @@ class Session:
         def settle(result: Any, error: BaseException | None) -> None:
             self._tool_threads -= 1
             if answer.done():
+                if inspect.iscoroutine(result):
+                    result.close()
                 return
             if error is not None:
                 answer.set_exception(error)
