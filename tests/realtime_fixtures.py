@@ -57,7 +57,10 @@ def _no_extras(value: Any, where: str) -> None:
 
 
 class ScriptedTranscriber(FixedTranscriber):
-    """Hears the next line of a script, the last one for ever; a line may be an error to raise."""
+    """Hears a line of a script per turn, the last one for ever; a line may be an error to raise.
+
+    A turn is transcribed several times, each time with more of it: audio shorter than the last is another's.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -66,8 +69,10 @@ class ScriptedTranscriber(FixedTranscriber):
 
     def transcribe(self, samples: Samples, *, cancel: Event | None = None, **options: Any) -> Transcript:
         known = super().transcribe(samples, cancel=cancel, **options)
+        if self.heard and known.duration < self.heard[-1] and len(self.lines) > 1:
+            self.lines.pop(0)
         self.heard.append(known.duration)
-        line = self.lines.pop(0) if len(self.lines) > 1 else self.lines[0]
+        line = self.lines[0]
         if isinstance(line, Exception):
             raise line
         return Transcript(line, known.language, known.duration, 0.9)

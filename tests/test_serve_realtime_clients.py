@@ -153,7 +153,7 @@ def _text(response: Any) -> str:
 def test_openai_agents(server: Live) -> None:
     server.bundle.responder.answer = weather_answer
     server.bundle.transcriber.lines = ["what is the weather", "thanks"]
-    asyncio.run(within(PATIENCE, _agents_conversation(server.url, speech(1.0, 1.5), speech(1.2, 1.5))))
+    asyncio.run(within(PATIENCE, _agents_conversation(server.url, speech(1.0, 2.5), speech(1.2, 2.5))))
     said = [message.content for message in server.bundle.responder.prompts[-1] if message.role == "assistant"]
     assert any(text.startswith("In Paris it is sunny") and len(text) < 200 for text in said)
 
