@@ -25,13 +25,15 @@ from stepaudio.decoder.layers import Memory, TimeConv, chunk_mask, masked_group_
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes; the defaults are the released ones. The last four are of the upsampling encoder only."""
+    """Sizes; the defaults are the released ones. `regulator` counts the convolutions of the length regulator, at 22.05
+    kHz; what stands after it is of the upsampling encoder, at 24 kHz."""
 
     dim: int = 512
     heads: int = 8
     ffn: int = 2048
     blocks: int = 6
     key_bias: bool = True
+    regulator: int = 4
     up_blocks: int = 4
     upsample: int = 2
     lookahead: int = 3
@@ -177,9 +179,9 @@ class TokenConformer(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """Vectors at one rate to mel frames at another: linear interpolation, then four convolutions and a projection."""
+    """Vectors at one rate to mel frames at another: linear interpolation, then convolutions and a projection."""
 
-    def __init__(self, channels: int, layers: int = 4) -> None:
+    def __init__(self, channels: int, layers: int) -> None:
         super().__init__()
         stages: list[nn.Module] = []
         for _ in range(layers):

@@ -37,8 +37,6 @@ from stepaudio.errors import InputError
 from stepaudio.tokenizer.interleave import Codes, deinterleave
 
 SIGMA_MIN = 1e-6
-STEPS = 10
-GUIDANCE = 0.7
 PACKED_ROWS = 192
 """Frames that layers are laid out for: a chunk of 96, with and without conditions."""
 
@@ -67,6 +65,16 @@ class FlowConfig:
 
 RELEASED_24K = FlowConfig()
 RELEASED_22K = FlowConfig(estimator=UNetConfig(), vocab=5120, rate=22050, hop=256)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the flow is followed: steps of the solver, guidance (0 costs half), size of the noise, its seed."""
+
+    steps: int = 10
+    guidance: float = 0.7
+    temperature: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -120,7 +128,7 @@ class Noise:
     BLOCK = 1000
 
     def __init__(self, seed: int, mels: int) -> None:
-        self._seed = seed
+        self._seed = seed % (1 << 64)
         self._mels = mels
         self._block: tuple[int, Tensor] | None = None
 
@@ -135,9 +143,9 @@ class Noise:
 
     def _load(self, number: int) -> Tensor:
         if self._block is None or self._block[0] != number:
-            # A seed of torch has 64 bits; a block number needs no more than 32 of them.
-            generator = torch.Generator().manual_seed((self._seed << 32 ^ number) & (1 << 63) - 1)
-            self._block = number, torch.randn(self.BLOCK, self._mels, generator=generator)
+            # Not torch's generator: it reads no more than 32 bits of a seed.
+            random = np.random.default_rng((self._seed, number))
+            self._block = number, torch.from_numpy(random.standard_normal((self.BLOCK, self._mels), dtype=np.float32))
         return self._block[1]
 
 
@@ -212,11 +220,7 @@ class FlowModel(nn.Module):
         self,
         tokens: Sequence[ArrayLike],
         references: Sequence[Reference],
-        *,
-        steps: int = STEPS,
-        guidance: float = GUIDANCE,
-        temperature: float = 1.0,
-        seed: int = 0,
+        sampling: Sampling = Sampling(),  # noqa: B008 - immutable
     ) -> list[Tensor]:
         """The mel [M, T], float32, of each sequence of audio tokens (0..5119), said as its reference.
 
@@ -233,19 +237,32 @@ class FlowModel(nn.Module):
         mu_BTM, prompts = self._encode(tokens, references)
         lengths = [prompt + self.frames(own) for prompt, own in zip(prompts, tokens, strict=True)]
         mels = [self.reference_mel(ref, prompt) for ref, prompt in zip(references, prompts, strict=True)]
-        fixed_BTK = self.conditions(mu_BTM, torch.stack([self._speaker(r) for r in references]), mels)
-        noise_TM = Noise(seed, self.config.mels).frames(0, mu_BTM.shape[1]).to(self.device) * temperature
+        fixed_BTK = self.conditions(mu_BTM, torch.stack([self.speaker(r) for r in references]), mels)
         lengths_B = None if len(set(lengths)) == 1 else torch.tensor(lengths, device=self.device)
-        if lengths_B is not None and guidance:
+        if lengths_B is not None and sampling.guidance:
             lengths_B = lengths_B.repeat(2)
-        grid = cosine_grid(steps)
-        times = self.estimator.times(grid[:-1].to(self.device), self.dtype)
-        velocity = guided(lambda x_BTI, k: self.estimator(x_BTI, times[k], lengths_B), fixed_BTK, guidance)
-        x_BTM = euler(velocity, noise_TM.expand(len(tokens), -1, -1), grid)
+        times = self.times(sampling)
+        noise_TM = self.noise(sampling).frames(0, mu_BTM.shape[1])
+        x_BTM = self.follow(lambda x_BTI, k: self.estimator(x_BTI, times[k], lengths_B), noise_TM, fixed_BTK, sampling)
         return [
             self.denormalise(x_TM[prompt:length]).T
             for x_TM, prompt, length in zip(x_BTM, prompts, lengths, strict=True)
         ]
+
+    def times(self, sampling: Sampling) -> list[Any]:
+        """What the estimator is told about the time, for each step of the solver."""
+        grid = cosine_grid(sampling.steps)
+        return self.estimator.times(grid[:-1].to(self.device), self.dtype)  # type: ignore[no-any-return]
+
+    def noise(self, sampling: Sampling) -> Noise:
+        return Noise(sampling.seed, self.config.mels)
+
+    def follow(
+        self, velocity: Callable[[Tensor, int], Tensor], noise_TM: Tensor, fixed_BTK: Tensor, sampling: Sampling
+    ) -> Tensor:
+        """Normalised mel [B, T, M], float32, to which `velocity(inputs_BTI, step)` leads from one noise for all."""
+        start_BTM = (noise_TM * sampling.temperature).to(self.device).expand(len(fixed_BTK), -1, -1)
+        return euler(guided(velocity, fixed_BTK, sampling.guidance), start_BTM, cosine_grid(sampling.steps))
 
     def for_inference(self, dtype: torch.dtype = torch.bfloat16) -> FlowModel:
         """Convert to `dtype` and lay out the weights for this CPU; the model cannot be trained or saved any more."""
@@ -271,7 +288,8 @@ class FlowModel(nn.Module):
         mel_TM = reference.mel.T.to(self.device)
         return self._normalise(nearest(mel_TM, frames)).to(self.dtype)
 
-    def _speaker(self, reference: Reference) -> Tensor:
+    def speaker(self, reference: Reference) -> Tensor:
+        """The speaker vector [S] of a reference."""
         if tuple(reference.speaker.shape) != (self.config.speaker,):
             shape = list(reference.speaker.shape)
             raise InputError(f"the speaker vector must be [{self.config.speaker}], not {shape}", param="reference")
@@ -323,7 +341,7 @@ class InterleavedFlow(FlowModel):
         super().__init__(config, UNet(config.mels, config.estimator))
         self.input_embedding = nn.Embedding(config.vocab, config.embedding)
         self.encoder = TokenConformer(config.embedding, config.encoder)
-        self.length_regulator = LengthRegulator(config.mels)
+        self.length_regulator = LengthRegulator(config.mels, config.encoder.regulator)
 
     def frames(self, tokens: ArrayLike) -> int:
         return self.frames_of(len(tokens))  # type: ignore[arg-type]
