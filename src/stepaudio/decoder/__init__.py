@@ -5,5 +5,10 @@
 - `tokens`      interleaved audio tokens to rows at 25 Hz
 - `streaming`   speech as its tokens come: chunks, look-ahead, cross-fade
 - `checkpoint`  released files and our own, in and out
-- `layers`      what the networks share
+- `layers`      what the networks of the flow share
+- `vocoder`     HiFT, mel to waveform, of both generations; `vocos` a small one; `source` the sines it begins with
+- `convolution` convolutions that take a signal in pieces; `stft` the same for the Fourier transform
+- `mel`         both mel spectrograms; `speaker` CAM++: a clip to the vector that says who speaks
+- `tempo`       faster and slower speech of the same pitch
+- `weight_norm` released vocoder files, folded and split
 """

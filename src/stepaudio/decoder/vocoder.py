@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,25 +25,6 @@ from stepaudio.decoder.source import Phase, Source, SourceConfig
 from stepaudio.decoder.stft import InverseStft, Stft
 from stepaudio.decoder.weight_norm import read_folded, write_split
 from stepaudio.errors import InputError
-
-
-class Vocoder(Protocol):
-    """Mel frames to samples, in pieces."""
-
-    rate: int
-    """Samples per second."""
-    hop: int
-    """Samples per mel frame."""
-    lookahead: int
-    """Mel frames after which a frame's samples are complete."""
-
-    def __call__(self, mel_BMF: Tensor, state: Stream | None = None, *, last: bool = True) -> tuple[Tensor, Stream]:
-        """The next frames [B, M, F] (F may be 0) to the samples [B, T] that they complete, and the state after them.
-
-        Without a state a new signal begins; `Stream(seed)` chooses another seed than 0. `last` completes it: all
-        samples given for a signal are then F * hop. A state is not changed and may be continued from again.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +84,7 @@ class Hift(nn.Module):
         self.conv_post = Conv1d(channels, config.n_fft + 2, 7)
 
     def forward(self, mel_BMF: Tensor, state: Stream | None = None, *, last: bool = True) -> tuple[Tensor, Stream]:
-        """See `Vocoder`. A stream equals one call to the rounding of float32."""
+        """See `stepaudio.decoder.streaming.Vocoder`. A stream equals one call to the rounding of float32."""
         stream = (state or Stream()).following(last=last)
         source_BT = self.m_source(self.f0_predictor(mel_BMF, stream), stream)
         return self.synthesise(mel_BMF, source_BT, stream), stream
@@ -229,14 +210,15 @@ def _down(inputs: int, outputs: int, rate: int) -> Conv1d:
 # ---------------------------------------------------------------- released files
 
 
-def load_hift(path: Path, config: HiftConfig | None = None) -> Hift:
+def load_hift(path: Path, settings: Mapping[str, Any] | None = None) -> Hift:
     """A vocoder from a released `hift.pt`, weight norm folded, in evaluation mode.
 
-    Without `config` the generation is told by the number of upsampling layers and every width by the tensors.
-    Raises MissingError without the file, InputError when it is damaged or does not fit.
+    `settings` is the `hift` section of the `cosyvoice.yaml` beside it. What it leaves out is told by the tensors: the
+    generation by the number of upsampling layers, every width by a shape. Raises MissingError without the file,
+    InputError when it is damaged or does not fit.
     """
     tensors = read_folded(path)
-    model = Hift(config or config_of(tensors, path))
+    model = Hift(hift_config(settings or {}, _config_of(tensors, path)))
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -244,25 +226,21 @@ def load_hift(path: Path, config: HiftConfig | None = None) -> Hift:
     return model.eval()
 
 
-def config_of(tensors: Mapping[str, Tensor], path: Path | str = "the checkpoint") -> HiftConfig:
-    """The sizes of a released vocoder from its folded tensors."""
+def _config_of(tensors: Mapping[str, Tensor], path: Path) -> HiftConfig:
     levels = sum(name.startswith("ups.") and name.endswith(".weight") for name in tensors)
-    known = {2: HIFT_22K, 3: HIFT_24K}
     try:
-        return hift_config(
-            {
-                "in_channels": tensors["conv_pre.weight"].shape[1],
-                "base_channels": tensors["conv_pre.weight"].shape[0],
-                "nb_harmonics": tensors["m_source.l_linear.weight"].shape[1] - 1,
-                "f0_predictor": {"cond_channels": tensors["f0_predictor.classifier.weight"].shape[1]},
-            },
-            known[levels],
+        return replace(
+            {2: HIFT_22K, 3: HIFT_24K}[levels],
+            bands=tensors["conv_pre.weight"].shape[1],
+            channels=tensors["conv_pre.weight"].shape[0],
+            harmonics=tensors["m_source.l_linear.weight"].shape[1],
+            pitch_channels=tensors["f0_predictor.classifier.weight"].shape[1],
         )
     except KeyError as error:
         raise InputError(f"{path} is not a HiFT vocoder of either released generation: {error}") from error
 
 
-def hift_config(values: Mapping[str, Any], base: HiftConfig = HIFT_24K) -> HiftConfig:
+def hift_config(values: Mapping[str, Any], base: HiftConfig) -> HiftConfig:
     """The sizes written in the `hift` section of a released `cosyvoice.yaml`; what it leaves out is `base`'s."""
     transform, pitch = values.get("istft_params", {}), values.get("f0_predictor", {})
     rate = int(values.get("sampling_rate", base.rate))

@@ -52,7 +52,7 @@ class VocosConfig:
 
 
 class Vocos(nn.Module):
-    """Log-mel frames [B, M, F] to samples [B, F * hop], whole or in pieces; a `stepaudio.decoder.vocoder.Vocoder`."""
+    """Log-mel frames [B, M, F] to samples [B, F * hop], whole or in pieces; a `stepaudio.decoder.streaming.Vocoder`."""
 
     def __init__(self, config: VocosConfig | None = None) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Vocos(nn.Module):
         return self.config.ahead + -(-self.istft.trim // self.hop)
 
     def forward(self, mel_BMF: Tensor, state: Stream | None = None, *, last: bool = True) -> tuple[Tensor, Stream]:
-        """See `stepaudio.decoder.vocoder.Vocoder`. A stream equals one call to the rounding of float32."""
+        """See `stepaudio.decoder.streaming.Vocoder`. A stream equals one call to the rounding of float32."""
         stream = (state or Stream()).following(last=last)
         x_BDF = self.norm(self.embed(mel_BMF, stream).transpose(1, 2)).transpose(1, 2)
         for block in self.blocks:
