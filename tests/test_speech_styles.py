@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,7 +33,7 @@ def test_labels(text, label, written, rest):
 @given(st.text(alphabet="() （）a\n", max_size=12), st.lists(st.integers(0, 12), max_size=4))
 def test_no_character_is_lost_and_cuts_change_nothing(text, cuts):
     places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(places)]
     label, written, rest = leading_label(pieces)
     rest = "".join(rest)
     assert written + rest == text

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Security
 from fastapi.security import HTTPBearer
 
 import stepaudio
-from stepaudio.serve import chat, errors, health, models, page, speech, transcriptions
+from stepaudio.serve import chat, clone, errors, health, models, page, speech, transcriptions
 from stepaudio.serve.auth import ApiKeys, RequireKey
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
@@ -56,7 +56,7 @@ def create_app(bundle: Bundle, *, settings: Settings | None = None, tools: ToolP
     # The key is checked by RequireKey; this makes the schema say so.
     security = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(socket.router)
-    for module in (models, speech, transcriptions, chat, keys):
+    for module in (models, speech, clone, transcriptions, chat, keys):
         app.include_router(module.router, dependencies=security)
 
     # The last one added is the outermost.

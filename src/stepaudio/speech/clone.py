@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from threading import Event
+from typing import cast, get_args
 
 import numpy as np
 
 from stepaudio.audio.resample import resample
 from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad
 from stepaudio.errors import AudioError, InputError
-from stepaudio.speech.roles import Cloner, Edit, Editor, Reference, Samples, Speaker, Speech
+from stepaudio.speech.roles import Cloner, Edit, EditKind, Editor, Reference, Samples, Speaker, Speech
 from stepaudio.speech.say import say
 
 SHORTEST, LONGEST = 2.0, 30.0
@@ -70,6 +71,21 @@ def clone(
     if not isinstance(speaker, Cloner):
         raise InputError("the speaker of this bundle cannot clone; use a bundle that can, such as step-audio-tts-3b")
     return say(speaker.cloned(reference), text, language=language, speed=speed, style=style, cancel=cancel)
+
+
+def parse_edit(text: str) -> Edit:
+    """`emotion=sad`, `style=whisper`, `speed=faster`, `paralinguistic=[sigh] All right`, `denoise` or `trim`.
+
+    Raises InputError for another kind, and for a value that is missing or not wanted.
+    """
+    kind, given, value = (part.strip() for part in text.partition("="))
+    if kind not in get_args(EditKind):
+        raise InputError(f"there is no edit {kind!r}; there are {', '.join(get_args(EditKind))}", param="edit")
+    if (kind in ("denoise", "trim")) == bool(given) or bool(given) != bool(value):
+        wants = f"{kind} takes no value" if kind in ("denoise", "trim") else f"write {kind}=VALUE"
+        raise InputError(f"the edit {text!r} cannot be made: {wants}", param="edit")
+    known = cast(EditKind, kind)
+    return Edit(known, text=value) if known == "paralinguistic" else Edit(known, value)
 
 
 def edit(speaker: Speaker, recording: Reference, edits: Iterable[Edit], cancel: Event | None = None) -> Samples:

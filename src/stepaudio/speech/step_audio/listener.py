@@ -41,10 +41,10 @@ class StepAudioTranscriber:
 
     def __init__(
         self,
-        model: Path,
-        tokenizer: Path,
+        model: Path | str,
+        tokenizer: Path | str,
         *,
-        wording: Path | None = None,
+        wording: Path | str | None = None,
         languages: Sequence[str] = ("zh", "en"),
         device: str = "cpu",
         quantize: Quantization | None = None,
@@ -85,10 +85,10 @@ class StepAudioResponder:
 
     def __init__(
         self,
-        model: Path,
-        tokenizer: Path,
+        model: Path | str,
+        tokenizer: Path | str,
         *,
-        wording: Path | None = None,
+        wording: Path | str | None = None,
         device: str = "cpu",
         quantize: Quantization | None = None,
     ) -> None:

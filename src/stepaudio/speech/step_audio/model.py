@@ -45,14 +45,15 @@ class StepAudioModel:
     @classmethod
     def open(
         cls,
-        folder: Path,
-        tokenizer: Path,
-        wording: Path | None = None,
+        folder: Path | str,
+        tokenizer: Path | str,
+        wording: Path | str | None = None,
         *,
         device: str = "cpu",
         quantize: Quantization | None = None,
     ) -> StepAudioModel:
         """The model of these arguments, loaded if nobody has it. Raises MissingError and InputError."""
+        folder, tokenizer, wording = Path(folder), Path(tokenizer), Path(wording) if wording else None
         key = (folder, tokenizer, wording, device, quantize)
         with _lock:
             if key not in _open:
@@ -108,4 +109,3 @@ def trim_silence(samples: Samples) -> Samples:
     left = np.zeros(max(0, -start), np.float32)
     cut = np.concatenate([left, samples[max(0, start) :]])[:length]
     return np.pad(cut, (0, length - len(cut)))
-

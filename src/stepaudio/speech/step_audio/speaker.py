@@ -57,18 +57,19 @@ class StepAudioSpeaker:
 
     def __init__(
         self,
-        model: Path,
-        tokenizer: Path,
+        model: Path | str,
+        tokenizer: Path | str,
         *,
-        wording: Path | None = None,
-        voices: Path | None = None,
+        wording: Path | str | None = None,
+        voices: Path | str | None = None,
         languages: Sequence[str] = ("zh", "en"),
         device: str = "cpu",
         quantize: Quantization | None = None,
         steps: int = 10,
         seed: int | None = None,
     ) -> None:
-        self._listed = folders.list_voices(voices) if voices else {}
+        model = Path(model)
+        self._listed = folders.list_voices(Path(voices)) if voices else {}
         self._decoders = {_DECODER: SpeechDecoder(model / _DECODER, device=device, steps=steps)}
         if (model / _MUSIC).is_dir():
             self._decoders[_MUSIC] = SpeechDecoder(model / _MUSIC, device=device, steps=steps)
