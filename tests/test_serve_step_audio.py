@@ -10,6 +10,8 @@ import torch
 
 from released_models import write_editx, write_tokenizer, write_tts, write_voices
 from serve_fixtures.live import Live, live
+from stepaudio.audio.encode import encode
+from stepaudio.audio.io import read
 from stepaudio.speech.bundle import Bundle
 from stepaudio.speech.bundle_spec import read_spec
 
@@ -54,11 +56,12 @@ def test_text_to_sound(tts: Live) -> None:
 @pytest.mark.weights
 def test_a_clip_to_its_voice_and_an_edit(home: Path) -> None:
     write_editx(home / "editx")
+    clip = encode(np.tile(read(QUESTION), 2), 16_000, "wav")
     with serve(home, "mini-editx", "step_audio_editx", vad=True, model="editx") as bundle, live(bundle) as running:
         answers = [
             httpx.post(
                 f"{running.url}/v1/audio/{path}",
-                files={"file": QUESTION.read_bytes()},
+                files={"file": clip},
                 data={"response_format": "pcm", **fields},
                 timeout=120,
             )
