@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from stepaudio.decoder.mel import MEL_22K, MEL_24K, frames_of_rows, frames_of_tokens
+from stepaudio.decoder.mel import MEL_22K, MEL_24K
 from stepaudio.errors import AudioError
 
 
@@ -32,10 +32,3 @@ def test_too_short_a_clip_is_refused():
     with pytest.raises(AudioError, match="721 are needed"):
         MEL_24K(torch.zeros(1, 720))
     assert MEL_24K(torch.zeros(1, 721)).shape[2] == 1
-
-
-def test_lengths():
-    assert frames_of_tokens(50) == 103
-    assert frames_of_tokens(0) == 0
-    assert frames_of_rows(3) == 6
-    assert frames_of_rows(3) * MEL_24K.hop == 2880

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -55,5 +56,8 @@ def edit(
 
     wanted = [parse_edit(text) for text in edits]
     models = stepaudio.load(bundle)
-    samples = models.edit(recording, wanted, transcript=transcript)
-    write_speech(iter([Speech(samples, "")]), "", models.speaker.rate, output, format, json=json)
+
+    def edited() -> Iterator[Speech]:
+        yield Speech(models.edit(recording, wanted, transcript=transcript), "")
+
+    write_speech(edited(), "", models.speaker.rate, output, format, json=json)

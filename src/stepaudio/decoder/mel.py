@@ -18,11 +18,6 @@ from torch import Tensor
 from stepaudio.audio.features import mel_filters
 from stepaudio.errors import AudioError
 
-TOKENS_PER_SECOND = 125 / 3
-"""Interleaved audio tokens: 16 2/3 linguistic and 25 semantic ones."""
-ROWS_PER_GROUP = 3
-"""Rows at 25 Hz of a group of five tokens."""
-
 
 @dataclass(frozen=True, slots=True)
 class MelSpec:
@@ -57,13 +52,3 @@ MEL_24K = MelSpec(rate=24_000, n_fft=1920, hop=480)
 def _tables(spec: MelSpec, device: torch.device) -> tuple[Tensor, Tensor]:
     filters = torch.from_numpy(mel_filters(spec.bands, spec.n_fft, spec.rate, spec.high_hz))
     return torch.hann_window(spec.n_fft, device=device), filters.to(device)
-
-
-def frames_of_tokens(tokens: int, *, tokens_per_second: float = TOKENS_PER_SECOND, spec: MelSpec = MEL_22K) -> int:
-    """Mel frames of interleaved tokens in the 22.05 kHz generation, where both rates are not in proportion."""
-    return int(tokens / tokens_per_second * spec.rate / spec.hop)
-
-
-def frames_of_rows(rows: int) -> int:
-    """Mel frames of 25 Hz rows (three per group of five tokens) in the 24 kHz generation."""
-    return 2 * rows
