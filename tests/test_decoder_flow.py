@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_a_gaussian_flow_converges_to_its_closed_form():
 
         errors.append((euler(velocity, start, grid) - (m + s * start)).abs().max().item())
     assert errors[0] < 0.2
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 7 < coarse / fine < 14  # first order
 
 
@@ -249,7 +250,7 @@ class Perfect(torch.nn.Module):
 def test_loss_of_a_perfect_estimator_is_zero(kind):
     model = flow_model(BOTH[kind])
     clips = batch(kind)
-    mu, mel, lengths = model._encode_batch(clips, None)
+    _, mel, _ = model._encode_batch(clips, None)
     model.decoder.estimator = Perfect(mel.detach())
     assert model.loss(clips, torch.Generator().manual_seed(1)) < 1e-6
 
@@ -259,7 +260,7 @@ def test_conditions_shown_in_training(kind):
     """Half of the clips show a prefix of at most 30 %; all conditions are dropped together in a fifth."""
     model = flow_model(BOTH[kind])
     clips = batch(kind)
-    mu, mel, lengths = model._encode_batch(clips, None)
+    _, mel, lengths = model._encode_batch(clips, None)
     model.decoder.estimator = spy = Perfect(mel.detach())
     generator = torch.Generator().manual_seed(0)
     for _ in range(400):

@@ -136,7 +136,7 @@ def _follow(
 class AlignedStream:
     """A `FlowStream` of the 24 kHz generation."""
 
-    def __init__(self, model: AlignedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:  # noqa: B008
+    def __init__(self, model: AlignedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:
         self._model = model
         self._voice = voice
         self._schedule = schedule
@@ -174,9 +174,7 @@ class AlignedStream:
         model = self._model
         x_BRI = model.input_embedding(model.rows(self._rows[: size + model.config.encoder.lookahead])[None])
         hidden_BFC, self._encoder = model.encoder.chunk(x_BRI, size, self._encoder)
-        x_TM, self._estimator = _follow(
-            model, self._voice, hidden_BFC, self._estimator, self._position, self._noise
-        )
+        x_TM, self._estimator = _follow(model, self._voice, hidden_BFC, self._estimator, self._position, self._noise)
         self._rows = self._rows[size:]
         self._position += len(x_TM)
         return model.denormalise(x_TM).T
@@ -185,7 +183,7 @@ class AlignedStream:
 class InterleavedStream:
     """A `FlowStream` of the 22.05 kHz generation."""
 
-    def __init__(self, model: InterleavedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:  # noqa: B008
+    def __init__(self, model: InterleavedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:
         self._model = model
         self._voice = voice
         self._schedule = schedule
@@ -255,7 +253,7 @@ class InterleavedStream:
         self._said, self._forgotten = said, forgotten
 
 
-def flow_stream(model: FlowModel, voice: Voice, schedule: Schedule = Schedule()) -> FlowStream:  # noqa: B008
+def flow_stream(model: FlowModel, voice: Voice, schedule: Schedule = Schedule()) -> FlowStream:
     """The stream that fits the model, in a voice that `read_voice` has read with it."""
     if isinstance(model, InterleavedFlow):
         return InterleavedStream(model, voice, schedule)

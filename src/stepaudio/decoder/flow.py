@@ -220,7 +220,7 @@ class FlowModel(nn.Module):
         self,
         tokens: Sequence[ArrayLike],
         references: Sequence[Reference],
-        sampling: Sampling = Sampling(),  # noqa: B008 - immutable
+        sampling: Sampling = Sampling(),
     ) -> list[Tensor]:
         """The mel [M, T], float32, of each sequence of audio tokens (0..5119), said as its reference.
 
@@ -271,7 +271,7 @@ class FlowModel(nn.Module):
         return self
 
     def conditions(self, mu_BTM: Tensor, speaker_BS: Tensor, mels: Sequence[Tensor]) -> Tensor:
-        """What the estimator is told beside x, [B, T, K]: encoded tokens, speaker, mel of the prompt (`mels` [T, M])."""
+        """What the estimator is told beside x, [B, T, K]: encoded tokens, speaker, prompt (`mels` [T, M])."""
         prompt_BTM = torch.zeros_like(mu_BTM)
         for prompt_TM, mel_TM in zip(prompt_BTM, mels, strict=True):
             prompt_TM[: len(mel_TM)] = mel_TM
@@ -329,7 +329,8 @@ class FlowModel(nn.Module):
         v_BTM = self.estimator(torch.cat([x_BTM, fixed_BTK], dim=-1), time, lengths_B, **extra)
         error_BTM = (v_BTM - (mel_BTM - (1 - SIGMA_MIN) * noise_BTM)).float().square()
         mask_BT1 = valid(lengths_B, steps)[..., None]
-        return (error_BTM * mask_BT1).sum() / (mask_BT1.sum() * self.config.mels)
+        loss: Tensor = (error_BTM * mask_BT1).sum() / (mask_BT1.sum() * self.config.mels)
+        return loss
 
 
 class InterleavedFlow(FlowModel):
