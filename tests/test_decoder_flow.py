@@ -13,15 +13,12 @@ from stepaudio.bench.decoder_reference import EagerDiT, EagerUNet, solve
 from stepaudio.decoder.chunks import Schedule
 from stepaudio.decoder.flow import (
     FlowBatch,
-    Noise,
     Reference,
     Sampling,
     build,
-    cosine_grid,
-    euler,
-    guided,
     nearest,
 )
+from stepaudio.decoder.solver import Noise, cosine_grid, euler, guided
 from stepaudio.decoder.tokens import realign
 from stepaudio.errors import InputError
 
@@ -263,14 +260,14 @@ def test_conditions_shown_in_training(kind):
     _, mel, lengths = model._encode_batch(clips, None)
     model.decoder.estimator = spy = Perfect(mel.detach())
     generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
+    for _ in range(200):
         model.loss(clips, generator)
     seen = torch.stack(spy.seen)
     dropped = (seen == 0).all(-1).all(-1)
-    assert abs(dropped.float().mean() - 0.2) < 0.05
+    assert abs(dropped.float().mean() - 0.2) < 0.07
     shown = (seen[..., 2 * MELS :] != 0).all(-1).sum(-1)
     assert (shown <= 0.3 * lengths).all()
-    assert abs((shown[~dropped] > 0).float().mean() - 0.5) < 0.12  # a prefix may be shorter than a frame
+    assert abs((shown[~dropped] > 0).float().mean() - 0.5) < 0.15  # a prefix may be shorter than a frame
     for kept, count in zip(seen[~dropped], shown[~dropped], strict=True):
         assert (kept[count:, 2 * MELS :] == 0).all()
 

@@ -240,6 +240,9 @@ def test_bad_tokens_and_recovery(kind):
     with pytest.raises(InputError):
         own.push([2000, 2000, 3, 3, 3] * 8)
     own.reset()
+    with pytest.raises(InputError):
+        own.push([1.5] * 50)
+    own.reset()
     assert torch.equal(torch.cat([own.push(audio_tokens(8)), own.flush()], dim=1), expected)
 
 

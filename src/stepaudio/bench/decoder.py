@@ -26,11 +26,11 @@ from stepaudio.decoder.flow import (
     AlignedFlow,
     FlowConfig,
     FlowModel,
-    Noise,
     Reference,
     Sampling,
     build,
 )
+from stepaudio.decoder.solver import Noise
 from stepaudio.decoder.tokens import GROUP_TOKENS
 from stepaudio.tokenizer.interleave import interleave
 
@@ -151,7 +151,7 @@ def _ours(model: FlowModel, fixed_TK: Tensor, noise_TM: Tensor, options: Options
 
 
 def _stream(config: FlowConfig, options: Options) -> dict[str, Any]:
-    """Seconds until the first frames once their 30 tokens are there, and per second of sound by chunk, best of rounds."""
+    """Seconds until the first frames once their 30 tokens are there, and per second of sound by chunk."""
     torch.manual_seed(0)
     model = build(config).eval().to(options.device).for_inference()
     assert isinstance(model, AlignedFlow)

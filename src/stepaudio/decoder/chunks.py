@@ -1,6 +1,6 @@
 """The flow in chunks: mel frames as their tokens come, at constant cost and memory however long it goes on.
 
-Chunks are of 15, 24 and then 48 rows of 40 ms (0.6, 0.96, 1.92 s), and each waits for three rows more. What has been given is
+Chunks are of 15, 24 and then 48 rows of 40 ms, and each waits for three rows more. What has been given is
 never computed again.
 
 - `AlignedStream` (24 kHz) keeps keys, values and the edges of convolutions. A chunk sees the reference, the latest
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from stepaudio.decoder.dit import BlockState, Time
 from stepaudio.decoder.encoder import EncoderState
-from stepaudio.decoder.flow import AlignedFlow, FlowModel, InterleavedFlow, Noise, Reference, Sampling, checked
+from stepaudio.decoder.flow import AlignedFlow, FlowModel, InterleavedFlow, Reference, Sampling, checked
+from stepaudio.decoder.solver import Noise
 from stepaudio.decoder.tokens import GROUP_ROWS, GROUP_TOKENS, RowBuffer, realign
 from stepaudio.errors import InputError
 
@@ -206,7 +207,9 @@ class InterleavedStream:
 
     @torch.inference_mode()
     def push(self, tokens: ArrayLike) -> Tensor:
-        self._tokens = np.concatenate([self._tokens, np.asarray(tokens, dtype=np.int64)])
+        new = np.asarray(tokens)
+        if new.size:
+            self._tokens = np.concatenate([self._tokens, new])
         frames = [self._nothing]
         while self._forgotten + len(self._tokens) >= self._said + self._size + GROUP_TOKENS:
             frames.append(self._chunk(self._size, GROUP_TOKENS))

@@ -285,7 +285,7 @@ class UpsampleConformer(nn.Module):
         return mask_BTT & chunk_mask(ends * up, steps, window=self.config.window * up) | itself_TT
 
     def prompt(self, x_BRI: Tensor) -> tuple[Tensor, EncoderState]:
-        """The rows of a prompt, which ends as an utterance does, and the state that every stream after it starts from."""
+        """The rows of a prompt, which ends as an utterance does, and the state that streams after it start from."""
         rows = x_BRI.shape[1]
         out_BFC, kept, state = self._advance(x_BRI, rows, EncoderState())
         memories = [memory.after_prompt(kv) for memory, kv in zip(state.memories, kept, strict=True)]

@@ -137,4 +137,4 @@ class Memory:
         """The memory once a chunk has followed."""
         recent = kv_2BHSD if self._recent is None else torch.cat([self._recent, kv_2BHSD], dim=3)
         # A copy: a view would keep everything it was cut from.
-        return Memory(self._prompt, recent[:, :, :, -window:].clone())
+        return Memory(self._prompt, recent[:, :, :, max(0, recent.shape[3] - window) :].clone())
