@@ -39,7 +39,9 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            noise = torch.randn(parameter.shape, generator=generator) * (1.0 / fan_in**0.5 if parameter.ndim > 1 else 0.2)
+            noise = torch.randn(parameter.shape, generator=generator) * (
+                1.0 / fan_in**0.5 if parameter.ndim > 1 else 0.2
+            )
             is_scale = parameter.ndim == 1 and name.endswith("weight")
             parameter.copy_(noise + is_scale)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flow_models import BOTH, audio_tokens, flow_model, reference
-from stepaudio.decoder.checkpoint import load_flow, read_yaml, save_flow, save_released
+from stepaudio.decoder.checkpoint import load_flow, read_yaml, released_config, save_flow, save_released
 from stepaudio.decoder.chunks import flow_stream, read_voice
 from stepaudio.decoder.flow import RELEASED_22K, RELEASED_24K, Sampling, build
 from stepaudio.errors import InputError, MissingError
@@ -30,7 +30,10 @@ def norm(name, width):
 
 
 def conformer(name, dim=512, heads=8, ffn=2048):
-    layer = {f"{name}.self_attn.pos_bias_u": (heads, dim // heads), f"{name}.self_attn.pos_bias_v": (heads, dim // heads)}
+    layer = {
+        f"{name}.self_attn.pos_bias_u": (heads, dim // heads),
+        f"{name}.self_attn.pos_bias_v": (heads, dim // heads),
+    }
     for part in ("q", "k", "v", "out"):
         layer |= linear(f"{name}.self_attn.linear_{part}", dim, dim)
     layer |= linear(f"{name}.self_attn.linear_pos", dim, dim, bias=False)
@@ -85,7 +88,9 @@ def unet_stage(name, inputs):
 def released_22k():
     """The tensors of the flow.pt of the 22.05 kHz decoder: CosyVoice-300M's with a vocabulary of 5120."""
     names = {"input_embedding.weight": (5120, 512)} | common()
-    names |= linear("encoder.embed.out.0", 512, 512) | norm("encoder.embed.out.1", 512) | norm("encoder.after_norm", 512)
+    names |= (
+        linear("encoder.embed.out.0", 512, 512) | norm("encoder.embed.out.1", 512) | norm("encoder.after_norm", 512)
+    )
     for n in range(6):
         names |= conformer(f"encoder.encoders.{n}")
     for n in range(0, 12, 3):
@@ -112,8 +117,6 @@ def test_names_and_shapes_are_the_released_ones():
 
 @pytest.mark.parametrize(("config", "names"), [(RELEASED_24K, released_24k), (RELEASED_22K, released_22k)])
 def test_a_released_file_shows_its_configuration(config, names):
-    from stepaudio.decoder.checkpoint import released_config
-
     tensors = {name: torch.empty(shape, device="meta") for name, shape in names().items()}
     assert released_config(tensors, {}, "flow.pt") == config
 
@@ -128,7 +131,7 @@ def test_written_read_and_run(tmp_path, kind, save):
         assert loaded.config == model.config
     expected = model.generate([audio_tokens(4)], [reference(2)], Sampling(steps=2))[0]
     got = loaded.generate([audio_tokens(4)], [reference(2)], Sampling(steps=2))[0]
-    assert torch.equal(got, expected)
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)  # memory-mapped weights are aligned otherwise
     own = flow_stream(loaded, read_voice(loaded, reference(2), Sampling(steps=2)))
     mel = torch.cat([own.push(audio_tokens(9)), own.flush()], dim=1)
     assert mel.shape[1] == model.frames(audio_tokens(9))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,15 +13,12 @@ from stepaudio.bench.decoder_reference import EagerDiT, EagerUNet, solve
 from stepaudio.decoder.chunks import Schedule
 from stepaudio.decoder.flow import (
     FlowBatch,
-    Noise,
     Reference,
     Sampling,
     build,
-    cosine_grid,
-    euler,
-    guided,
     nearest,
 )
+from stepaudio.decoder.solver import Noise, cosine_grid, euler, guided
 from stepaudio.decoder.tokens import realign
 from stepaudio.errors import InputError
 
@@ -53,7 +51,7 @@ def test_a_gaussian_flow_converges_to_its_closed_form():
 
         errors.append((euler(velocity, start, grid) - (m + s * start)).abs().max().item())
     assert errors[0] < 0.2
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in pairwise(errors):
         assert 7 < coarse / fine < 14  # first order
 
 
@@ -249,7 +247,7 @@ class Perfect(torch.nn.Module):
 def test_loss_of_a_perfect_estimator_is_zero(kind):
     model = flow_model(BOTH[kind])
     clips = batch(kind)
-    mu, mel, lengths = model._encode_batch(clips, None)
+    _, mel, _ = model._encode_batch(clips, None)
     model.decoder.estimator = Perfect(mel.detach())
     assert model.loss(clips, torch.Generator().manual_seed(1)) < 1e-6
 
@@ -259,17 +257,17 @@ def test_conditions_shown_in_training(kind):
     """Half of the clips show a prefix of at most 30 %; all conditions are dropped together in a fifth."""
     model = flow_model(BOTH[kind])
     clips = batch(kind)
-    mu, mel, lengths = model._encode_batch(clips, None)
+    _, mel, lengths = model._encode_batch(clips, None)
     model.decoder.estimator = spy = Perfect(mel.detach())
     generator = torch.Generator().manual_seed(0)
-    for _ in range(400):
+    for _ in range(200):
         model.loss(clips, generator)
     seen = torch.stack(spy.seen)
     dropped = (seen == 0).all(-1).all(-1)
-    assert abs(dropped.float().mean() - 0.2) < 0.05
+    assert abs(dropped.float().mean() - 0.2) < 0.07
     shown = (seen[..., 2 * MELS :] != 0).all(-1).sum(-1)
     assert (shown <= 0.3 * lengths).all()
-    assert abs((shown[~dropped] > 0).float().mean() - 0.5) < 0.12  # a prefix may be shorter than a frame
+    assert abs((shown[~dropped] > 0).float().mean() - 0.5) < 0.15  # a prefix may be shorter than a frame
     for kept, count in zip(seen[~dropped], shown[~dropped], strict=True):
         assert (kept[count:, 2 * MELS :] == 0).all()
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flow_models import BOTH, DIT, MELS, UNET, audio_tokens, flow_model, reference
+from flow_models import BOTH, DIT, MELS, audio_tokens, flow_model, reference
 from stepaudio.decoder.chunks import Schedule, flow_stream, read_voice
 from stepaudio.decoder.dit import BlockState
 from stepaudio.decoder.encoder import Distances, _run
@@ -239,7 +239,9 @@ def test_bad_tokens_and_recovery(kind):
     own = stream(kind)
     with pytest.raises(InputError):
         own.push([2000, 2000, 3, 3, 3] * 8)
-        own.flush()
+    own.reset()
+    with pytest.raises(InputError):
+        own.push([1.5] * 50)
     own.reset()
     assert torch.equal(torch.cat([own.push(audio_tokens(8)), own.flush()], dim=1), expected)
 

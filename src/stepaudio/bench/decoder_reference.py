@@ -82,8 +82,8 @@ class EagerDiT:
         shift, scale, gate = said[:3]
         a = F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift
         q, k, v = (_linear(w, f"{name}.attn.to_{part}", a) for part in "qkv")
-        q = _norm(w, f"{name}.attn.q_norm", q.unflatten(-1, (self.heads, -1))).flatten(2)
-        k = _norm(w, f"{name}.attn.k_norm", k.unflatten(-1, (self.heads, -1))).flatten(2)
+        q = _norm(w, f"{name}.attn.q_norm", q.reshape(*q.shape[:2], self.heads, -1)).flatten(2)
+        k = _norm(w, f"{name}.attn.k_norm", k.reshape(*k.shape[:2], self.heads, -1)).flatten(2)
         h = h + gate * _linear(w, f"{name}.attn.proj", _attention(q, k, v, self.heads))
         shift, scale, gate = said[6:]
         a = (F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift).transpose(1, 2)

@@ -1,9 +1,10 @@
 """The speech decoder: audio tokens in, waveform out.
 
 - `flow`        conditional flow matching: tokens, speaker and prompt to mel frames, for both generations
+- `solver`      following a flow: the time grid, Euler, guidance, noise
 - `encoder`     both token encoders; `dit` and `unet` the networks that estimate the flow
 - `tokens`      interleaved audio tokens to rows at 25 Hz
-- `streaming`   speech as its tokens come: chunks, look-ahead, cross-fade
+- `chunks`      mel frames as their tokens come; `streaming` speech as they do: a vocoder behind them
 - `checkpoint`  released files and our own, in and out
 - `layers`      what the networks of the flow share
 - `vocoder`     HiFT, mel to waveform, of both generations; `vocos` a small one; `source` the sines it begins with

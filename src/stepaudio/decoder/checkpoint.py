@@ -33,9 +33,7 @@ FORMAT = 1
 Tensors = dict[str, Tensor]
 
 
-def load_flow(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> FlowModel:
+def load_flow(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> FlowModel:
     """The flow of a released folder or of one that `save_flow` wrote, to be trained on or made `for_inference`.
 
     Raises MissingError without the files and InputError when they are damaged or hold another architecture.
@@ -90,7 +88,10 @@ def _fill(config: FlowConfig, tensors: Tensors, where: Path) -> FlowModel:
         model = build(config)
     expected = model.state_dict()
     problems = []
-    for label, names in (("lacks", expected.keys() - tensors.keys()), ("has unknown", tensors.keys() - expected.keys())):
+    for label, names in (
+        ("lacks", expected.keys() - tensors.keys()),
+        ("has unknown", tensors.keys() - expected.keys()),
+    ):
         if names:
             some = ", ".join(sorted(names)[:4])
             problems.append(f"{label} {some}{f' and {len(names) - 4} more' if len(names) > 4 else ''}")
@@ -181,7 +182,9 @@ def _encoder(tensors: Tensors, dim: int, aligned: bool) -> EncoderConfig:
     )
     if not aligned:
         # Of each three modules one is a convolution; the last convolution stands alone.
-        return EncoderConfig(**asdict(common) | {"regulator": (_count(tensors, r"length_regulator\.model\.(\d+)\.")) // 3})
+        return EncoderConfig(
+            **asdict(common) | {"regulator": (_count(tensors, r"length_regulator\.model\.(\d+)\.")) // 3}
+        )
     upsample = {
         "up_blocks": _count(tensors, r"encoder\.up_encoders\.(\d+)\."),
         "upsample": tensors["encoder.up_layer.conv.weight"].shape[2] // 2,

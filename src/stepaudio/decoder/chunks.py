@@ -1,6 +1,6 @@
 """The flow in chunks: mel frames as their tokens come, at constant cost and memory however long it goes on.
 
-Chunks are of 15, 24 and then 48 rows of 40 ms (0.6, 0.96, 1.92 s), and each waits for three rows more. What has been given is
+Chunks are of 15, 24 and then 48 rows of 40 ms, and each waits for three rows more. What has been given is
 never computed again.
 
 - `AlignedStream` (24 kHz) keeps keys, values and the edges of convolutions. A chunk sees the reference, the latest
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from stepaudio.decoder.dit import BlockState, Time
 from stepaudio.decoder.encoder import EncoderState
-from stepaudio.decoder.flow import AlignedFlow, FlowModel, InterleavedFlow, Noise, Reference, Sampling, checked
+from stepaudio.decoder.flow import AlignedFlow, FlowModel, InterleavedFlow, Reference, Sampling, checked
+from stepaudio.decoder.solver import Noise
 from stepaudio.decoder.tokens import GROUP_ROWS, GROUP_TOKENS, RowBuffer, realign
 from stepaudio.errors import InputError
 
@@ -136,7 +137,7 @@ def _follow(
 class AlignedStream:
     """A `FlowStream` of the 24 kHz generation."""
 
-    def __init__(self, model: AlignedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:  # noqa: B008
+    def __init__(self, model: AlignedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:
         self._model = model
         self._voice = voice
         self._schedule = schedule
@@ -174,9 +175,7 @@ class AlignedStream:
         model = self._model
         x_BRI = model.input_embedding(model.rows(self._rows[: size + model.config.encoder.lookahead])[None])
         hidden_BFC, self._encoder = model.encoder.chunk(x_BRI, size, self._encoder)
-        x_TM, self._estimator = _follow(
-            model, self._voice, hidden_BFC, self._estimator, self._position, self._noise
-        )
+        x_TM, self._estimator = _follow(model, self._voice, hidden_BFC, self._estimator, self._position, self._noise)
         self._rows = self._rows[size:]
         self._position += len(x_TM)
         return model.denormalise(x_TM).T
@@ -185,7 +184,7 @@ class AlignedStream:
 class InterleavedStream:
     """A `FlowStream` of the 22.05 kHz generation."""
 
-    def __init__(self, model: InterleavedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:  # noqa: B008
+    def __init__(self, model: InterleavedFlow, voice: Voice, schedule: Schedule = Schedule()) -> None:
         self._model = model
         self._voice = voice
         self._schedule = schedule
@@ -208,7 +207,9 @@ class InterleavedStream:
 
     @torch.inference_mode()
     def push(self, tokens: ArrayLike) -> Tensor:
-        self._tokens = np.concatenate([self._tokens, np.asarray(tokens, dtype=np.int64)])
+        new = np.asarray(tokens)
+        if new.size:
+            self._tokens = np.concatenate([self._tokens, new])
         frames = [self._nothing]
         while self._forgotten + len(self._tokens) >= self._said + self._size + GROUP_TOKENS:
             frames.append(self._chunk(self._size, GROUP_TOKENS))
@@ -255,7 +256,7 @@ class InterleavedStream:
         self._said, self._forgotten = said, forgotten
 
 
-def flow_stream(model: FlowModel, voice: Voice, schedule: Schedule = Schedule()) -> FlowStream:  # noqa: B008
+def flow_stream(model: FlowModel, voice: Voice, schedule: Schedule = Schedule()) -> FlowStream:
     """The stream that fits the model, in a voice that `read_voice` has read with it."""
     if isinstance(model, InterleavedFlow):
         return InterleavedStream(model, voice, schedule)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepaudio.decoder.layers import Memory, TimeConv, chunk_mask, valid
+from stepaudio.decoder.layers import GeluLinear, Memory, TimeConv, chunk_mask, split, valid
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ class _TimeEmbedder(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.half = config.frequencies // 2
+        self.pairs = config.frequencies // 2
         self.mlp = nn.Sequential(
             nn.Linear(config.frequencies, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
         )
 
     def forward(self, t_N: Tensor, dtype: torch.dtype) -> Tensor:
-        rate = torch.exp(torch.arange(self.half, device=t_N.device, dtype=torch.float64) * (-math.log(1e4) / self.half))
+        rate = torch.exp(
+            torch.arange(self.pairs, device=t_N.device, dtype=torch.float64) * (-math.log(1e4) / self.pairs)
+        )
         angle = 1000 * t_N.double()[:, None] * rate
         return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(dtype))  # type: ignore[no-any-return]
 
@@ -82,7 +84,7 @@ class _Attention(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         inner = config.heads * config.head_dim
-        self.head_dim = config.head_dim
+        self.heads = config.heads
         self.to_q = nn.Linear(config.dim, inner)
         self.to_k = nn.Linear(config.dim, inner)
         self.to_v = nn.Linear(config.dim, inner)
@@ -91,7 +93,7 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(inner, config.dim)
 
     def forward(self, x_BTC: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Tensor]:
-        q, k, v = (project(x_BTC).unflatten(-1, (-1, self.head_dim)) for project in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (split(project(x_BTC), groups=self.heads) for project in (self.to_q, self.to_k, self.to_v))
         q_BHTD = self.q_norm(q).transpose(1, 2)
         kv_2BHTD = torch.stack([self.k_norm(k), v]).transpose(2, 3)
         k_BHSD, v_BHSD = memory.extend(kv_2BHTD)
@@ -102,11 +104,11 @@ class _Attention(nn.Module):
 class _MLP(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.ffn)
+        self.fc1 = GeluLinear(config.dim, config.ffn, "tanh")
         self.fc2 = nn.Linear(config.ffn, config.dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.fc2(self.fc1(x))  # type: ignore[no-any-return]
 
 
 class _Conv(nn.Module):

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepaudio.decoder.layers import Memory, TimeConv, chunk_mask, masked_group_norm, valid
+from stepaudio.decoder.layers import Memory, TimeConv, chunk_mask, masked_group_norm, split, valid
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Distances:
     @classmethod
     def between(cls, queries_T: Tensor, keys_S: Tensor, like: Tensor) -> Distances:
         """Of positions (integers) to positions; the table has the last axis, dtype and device of `like`."""
-        return cls._encode(*(queries_T[:, None] - keys_S[None, :]).unique(return_inverse=True), like)
+        occurring, index = torch.unique(queries_T[:, None] - keys_S[None, :], return_inverse=True)
+        return cls._encode(occurring, index, like)
 
     @classmethod
     def within(cls, steps: int, like: Tensor) -> Distances:
@@ -90,11 +92,11 @@ class RelativeAttention(nn.Module):
         self, x_BTC: Tensor, distances: Distances, mask_BTS: Tensor | None, memory: Memory
     ) -> tuple[Tensor, Tensor]:
         """Attended [B, T, C], and the new keys and values [2, B, H, T, D]; those of `memory` come first."""
-        q_BTHD = self.linear_q(x_BTC).unflatten(-1, (self.heads, -1))
-        kv_2BHTD = torch.stack([self.linear_k(x_BTC), self.linear_v(x_BTC)]).unflatten(-1, (self.heads, -1))
+        q_BTHD = split(self.linear_q(x_BTC), groups=self.heads)
+        kv_2BHTD = split(torch.stack([self.linear_k(x_BTC), self.linear_v(x_BTC)]), groups=self.heads)
         kv_2BHTD = kv_2BHTD.transpose(2, 3)
         k_BHSD, v_BHSD = memory.extend(kv_2BHTD)
-        p_HDU = self.linear_pos(distances.table).unflatten(-1, (self.heads, -1)).permute(1, 2, 0)
+        p_HDU = split(self.linear_pos(distances.table), groups=self.heads).permute(1, 2, 0)
         by_distance_BHTU = (q_BTHD + self.pos_bias_v).transpose(1, 2) @ p_HDU
         index_BHTS = distances.index.expand(*by_distance_BHTU.shape[:2], -1, -1)
         bias_BHTS = by_distance_BHTU.gather(-1, index_BHTS) / math.sqrt(q_BTHD.shape[-1])
@@ -193,7 +195,7 @@ class LengthRegulator(nn.Module):
         mask_BF1 = valid(lengths_B, x_BFM.shape[1])[..., None].to(x_BFM.dtype)
         *stages, last = self.model
         for conv, norm, activation in zip(stages[::3], stages[1::3], stages[2::3], strict=True):
-            x_BFM = activation(masked_group_norm(conv(x_BFM * mask_BF1), norm, mask_BF1))
+            x_BFM = activation(masked_group_norm(conv(x_BFM * mask_BF1), cast(nn.GroupNorm, norm), mask_BF1))
         return last(x_BFM) * mask_BF1  # type: ignore[no-any-return]
 
 
@@ -283,7 +285,7 @@ class UpsampleConformer(nn.Module):
         return mask_BTT & chunk_mask(ends * up, steps, window=self.config.window * up) | itself_TT
 
     def prompt(self, x_BRI: Tensor) -> tuple[Tensor, EncoderState]:
-        """The rows of a prompt, which ends as an utterance does, and the state that every stream after it starts from."""
+        """The rows of a prompt, which ends as an utterance does, and the state that streams after it start from."""
         rows = x_BRI.shape[1]
         out_BFC, kept, state = self._advance(x_BRI, rows, EncoderState())
         memories = [memory.after_prompt(kv) for memory, kv in zip(state.memories, kept, strict=True)]

@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from stepaudio.decoder.dit import DiT, DiTConfig
 from stepaudio.decoder.encoder import EncoderConfig, LengthRegulator, TokenConformer, UpsampleConformer, stretch
 from stepaudio.decoder.layers import pack, valid
+from stepaudio.decoder.solver import Noise, cosine_grid, euler, guided
 from stepaudio.decoder.tokens import TABLE_ROWS, realign
 from stepaudio.decoder.unet import UNet, UNetConfig
 from stepaudio.errors import InputError
@@ -105,69 +106,6 @@ class FlowBatch:
     speaker: Tensor
 
 
-# ---------------------------------------------------------------- solver
-
-
-def cosine_grid(steps: int) -> Tensor:
-    """Times 1 - cos(pi k / 2 steps), k = 0..steps: small steps first. Raises InputError below one step."""
-    if steps < 1:
-        raise InputError(f"the flow needs at least one step, not {steps}", param="steps")
-    return 1 - torch.cos(torch.linspace(0, math.pi / 2, steps + 1, dtype=torch.float64))
-
-
-def euler(velocity: Callable[[Tensor, int], Tensor], x: Tensor, times: Tensor) -> Tensor:
-    """Follow dx/dt = `velocity(x, k)` from times[0] to times[-1], where k counts the steps."""
-    for k, step in enumerate(times.diff().tolist()):
-        x = x + step * velocity(x, k)
-    return x
-
-
-class Noise:
-    """Standard normal values [M] for every frame position, without end, of a seed."""
-
-    BLOCK = 1000
-
-    def __init__(self, seed: int, mels: int) -> None:
-        self._seed = seed % (1 << 64)
-        self._mels = mels
-        self._block: tuple[int, Tensor] | None = None
-
-    def frames(self, start: int, stop: int) -> Tensor:
-        """Noise of positions start..stop - 1, [T, M], float32 on the CPU."""
-        parts = [torch.zeros(0, self._mels)]
-        while start < stop:
-            number, begin = divmod(start, self.BLOCK)
-            parts.append(self._load(number)[begin : begin + stop - start])
-            start += len(parts[-1])
-        return torch.cat(parts)
-
-    def _load(self, number: int) -> Tensor:
-        if self._block is None or self._block[0] != number:
-            # Not torch's generator: it reads no more than 32 bits of a seed.
-            random = np.random.default_rng((self._seed, number))
-            self._block = number, torch.from_numpy(random.standard_normal((self.BLOCK, self._mels), dtype=np.float32))
-        return self._block[1]
-
-
-def guided(velocity: Callable[[Tensor, int], Tensor], fixed_BTK: Tensor, guidance: float) -> Callable[..., Tensor]:
-    """Classifier-free guidance: (1 + w) v(conditions) - w v(none), both from one batch of twice the size.
-
-    `velocity(inputs_BTI, k)` is the estimator; the result takes x [B, T, M] and k.
-    """
-    if guidance:
-        fixed_BTK = torch.cat([fixed_BTK, torch.zeros_like(fixed_BTK)])
-
-    def run(x_BTM: Tensor, k: int) -> Tensor:
-        x_BTM = x_BTM.to(fixed_BTK.dtype)
-        if not guidance:
-            return velocity(torch.cat([x_BTM, fixed_BTK], dim=-1), k).float()
-        both = velocity(torch.cat([torch.cat([x_BTM, x_BTM]), fixed_BTK], dim=-1), k).float()
-        conditional, unconditional = both.chunk(2)
-        return torch.lerp(unconditional, conditional, 1 + guidance)
-
-    return run
-
-
 # ---------------------------------------------------------------- models
 
 
@@ -220,7 +158,7 @@ class FlowModel(nn.Module):
         self,
         tokens: Sequence[ArrayLike],
         references: Sequence[Reference],
-        sampling: Sampling = Sampling(),  # noqa: B008 - immutable
+        sampling: Sampling = Sampling(),
     ) -> list[Tensor]:
         """The mel [M, T], float32, of each sequence of audio tokens (0..5119), said as its reference.
 
@@ -271,7 +209,7 @@ class FlowModel(nn.Module):
         return self
 
     def conditions(self, mu_BTM: Tensor, speaker_BS: Tensor, mels: Sequence[Tensor]) -> Tensor:
-        """What the estimator is told beside x, [B, T, K]: encoded tokens, speaker, mel of the prompt (`mels` [T, M])."""
+        """What the estimator is told beside x, [B, T, K]: encoded tokens, speaker, prompt (`mels` [T, M])."""
         prompt_BTM = torch.zeros_like(mu_BTM)
         for prompt_TM, mel_TM in zip(prompt_BTM, mels, strict=True):
             prompt_TM[: len(mel_TM)] = mel_TM
@@ -329,7 +267,8 @@ class FlowModel(nn.Module):
         v_BTM = self.estimator(torch.cat([x_BTM, fixed_BTK], dim=-1), time, lengths_B, **extra)
         error_BTM = (v_BTM - (mel_BTM - (1 - SIGMA_MIN) * noise_BTM)).float().square()
         mask_BT1 = valid(lengths_B, steps)[..., None]
-        return (error_BTM * mask_BT1).sum() / (mask_BT1.sum() * self.config.mels)
+        loss: Tensor = (error_BTM * mask_BT1).sum() / (mask_BT1.sum() * self.config.mels)
+        return loss
 
 
 class InterleavedFlow(FlowModel):

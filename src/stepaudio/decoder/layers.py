@@ -26,6 +26,17 @@ class TimeConv(nn.Conv1d):
         return self.weight.transpose(1, 2).flatten(1)
 
 
+class GeluLinear(nn.Linear):
+    """A linear layer and GELU; `approximate` is "none" or "tanh"."""
+
+    def __init__(self, inputs: int, outputs: int, approximate: str = "none") -> None:
+        super().__init__(inputs, outputs)
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(super().forward(x), approximate=self.approximate)
+
+
 class _PackedTimeConv(nn.Module):
     """A `TimeConv` that cannot be changed any more."""
 
@@ -56,17 +67,23 @@ def pack(module: nn.Module, rows: int) -> None:
     """
     for name, child in module.named_children():
         if isinstance(child, nn.Linear) and can_pack(child.weight):
-            setattr(module, name, PackedLinear(child.weight, child.bias, rows))
+            gelu = child.approximate if isinstance(child, GeluLinear) else None
+            setattr(module, name, PackedLinear(child.weight, child.bias, rows, gelu=gelu))
         elif isinstance(child, TimeConv) and can_pack(child.weight):
             setattr(module, name, _PackedTimeConv(child, rows))
         else:
             pack(child, rows)
 
 
+def split(x: Tensor, *, groups: int) -> Tensor:
+    """The last axis as `groups` by whatever each then has."""
+    return x.view(*x.shape[:-1], groups, x.shape[-1] // groups)
+
+
 def masked_group_norm(x_BTC: Tensor, norm: nn.GroupNorm, mask_BT1: Tensor | None) -> Tensor:
     """Group norm over the time and channels of [B, T, C], its statistics from where the mask is 1 (default: all)."""
     wide = torch.promote_types(x_BTC.dtype, torch.float32)
-    x_BTGD = x_BTC.to(wide).unflatten(-1, (norm.num_groups, -1))
+    x_BTGD = split(x_BTC.to(wide), groups=norm.num_groups)
     if mask_BT1 is None:
         var_B1G1, mean_B1G1 = torch.var_mean(x_BTGD, dim=(1, 3), correction=0, keepdim=True)
     else:
@@ -120,4 +137,4 @@ class Memory:
         """The memory once a chunk has followed."""
         recent = kv_2BHSD if self._recent is None else torch.cat([self._recent, kv_2BHSD], dim=3)
         # A copy: a view would keep everything it was cut from.
-        return Memory(self._prompt, recent[:, :, :, -window:].clone())
+        return Memory(self._prompt, recent[:, :, :, max(0, recent.shape[3] - window) :].clone())

@@ -91,7 +91,7 @@ def _fade(old_BN: Tensor, new_BN: Tensor) -> Tensor:
 
 
 class SpeechStream:
-    """Audio tokens to samples [N], float32 in -1..1, of one utterance after another. One thread at a time may use it."""
+    """Audio tokens to samples [N], float32, of one utterance after another. One thread at a time may use it."""
 
     def __init__(self, flow: FlowStream, vocoder: Vocoder) -> None:
         self._flow = flow

@@ -10,14 +10,14 @@ embedding, D head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stepaudio.decoder.layers import TimeConv, masked_group_norm, valid
+from stepaudio.decoder.layers import GeluLinear, TimeConv, masked_group_norm, split, valid
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class _ConvBlock(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask: _Mask) -> Tensor:
         conv, norm = self.block
-        return F.mish(masked_group_norm(conv(mask(x_BTC)), norm, mask.frames))
+        return F.mish(masked_group_norm(conv(mask(x_BTC)), cast(nn.GroupNorm, norm), mask.frames))
 
 
 class _ResNet(nn.Module):
@@ -90,7 +90,7 @@ class _Attention(nn.Module):
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
         inner = heads * head_dim
-        self.head_dim = head_dim
+        self.heads = heads
         self.to_q = nn.Linear(dim, inner, bias=False)
         self.to_k = nn.Linear(dim, inner, bias=False)
         self.to_v = nn.Linear(dim, inner, bias=False)
@@ -98,20 +98,10 @@ class _Attention(nn.Module):
 
     def forward(self, x_BTC: Tensor, mask: _Mask) -> Tensor:
         q, k, v = (
-            project(x_BTC).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
+            split(project(x_BTC), groups=self.heads).transpose(1, 2) for project in (self.to_q, self.to_k, self.to_v)
         )
         out_BHTD = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.keys)
         return self.to_out[0](out_BHTD.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class _Gelu(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(inputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x))
 
 
 class _FeedForward(nn.Module):
@@ -119,10 +109,11 @@ class _FeedForward(nn.Module):
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
-        self.net = nn.ModuleDict({"0": _Gelu(dim, inner), "2": nn.Linear(inner, dim)})
+        self.net = nn.ModuleDict({"0": nn.ModuleDict({"proj": GeluLinear(dim, inner)}), "2": nn.Linear(inner, dim)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net["2"](self.net["0"](x))  # type: ignore[no-any-return]
+        inner = self.net["0"]["proj"](x)  # type: ignore[index]
+        return self.net["2"](inner)  # type: ignore[no-any-return]
 
 
 class _Transformer(nn.Module):
@@ -162,34 +153,55 @@ class _Up(nn.Module):
         return self.conv(x_BTC.transpose(1, 2)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
+class _Stage(nn.ModuleList):
+    """A ResNet block, transformer blocks and, but in the middle, a change of the time scale; named by number."""
+
+    def __init__(
+        self, inputs: int, outputs: int, embedding: int, config: UNetConfig, rescale: nn.Module | None = None
+    ) -> None:
+        resnet = _ResNet(inputs, outputs, embedding, config.groups)
+        transformers = nn.ModuleList(_Transformer(outputs, config) for _ in range(config.blocks))
+        super().__init__([resnet, transformers] + ([rescale] if rescale else []))
+
+    def time(self, embedded_NE: Tensor) -> Tensor:
+        return cast(_ResNet, self[0]).mlp(embedded_NE)  # type: ignore[no-any-return]
+
+    def forward(self, x_BTC: Tensor, time: Tensor, mask: _Mask) -> Tensor:
+        x_BTC = self[0](x_BTC, time, mask)
+        for transformer in cast(nn.ModuleList, self[1]):
+            x_BTC = transformer(x_BTC, mask)
+        return x_BTC
+
+    def rescale(self, x_BTC: Tensor) -> Tensor:
+        return self[2](x_BTC)  # type: ignore[no-any-return]
+
+
+def _same(dim: int) -> nn.Module:
+    return TimeConv(dim, dim, 3, padding=1)
+
+
 class UNet(nn.Module):
     """Velocity [B, T, M] of frames [B, T, I]."""
 
     def __init__(self, mels: int, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        inputs, embedding = 4 * mels, config.time_factor * config.channels[0]
-        self.inputs = inputs
+        self.inputs, embedding = 4 * mels, config.time_factor * config.channels[0]
         self.time_mlp = nn.ModuleDict(
-            {"linear_1": nn.Linear(inputs, embedding), "linear_2": nn.Linear(embedding, embedding)}
+            {"linear_1": nn.Linear(self.inputs, embedding), "linear_2": nn.Linear(embedding, embedding)}
         )
-
-        def stage(before: int, after: int) -> list[nn.Module]:
-            transformers = nn.ModuleList(_Transformer(after, config) for _ in range(config.blocks))
-            return [_ResNet(before, after, embedding, config.groups), transformers]
-
         widths = list(config.channels)
-        down = list(zip([inputs, *widths], widths, strict=False))
-        up = list(zip(widths[::-1], [*widths[-2::-1], widths[0]], strict=True))
-        last = len(widths) - 1
+        downs, ups = ([kind] * (len(widths) - 1) + [_same] for kind in (_Down, _Up))
         self.down_blocks = nn.ModuleList(
-            nn.ModuleList([*stage(before, after), _Down(after) if level < last else TimeConv(after, after, 3, padding=1)])
-            for level, (before, after) in enumerate(down)
+            _Stage(before, after, embedding, config, down(after))
+            for before, after, down in zip([self.inputs, *widths[:-1]], widths, downs, strict=True)
         )
-        self.mid_blocks = nn.ModuleList(nn.ModuleList(stage(widths[-1], widths[-1])) for _ in range(config.mid_blocks))
+        self.mid_blocks = nn.ModuleList(
+            _Stage(widths[-1], widths[-1], embedding, config) for _ in range(config.mid_blocks)
+        )
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList([*stage(2 * before, after), _Up(after) if level < last else TimeConv(after, after, 3, padding=1)])
-            for level, (before, after) in enumerate(up)
+            _Stage(2 * before, after, embedding, config, up(after))
+            for before, after, up in zip(widths[::-1], [*widths[-2::-1], widths[0]], ups, strict=True)
         )
         self.final_block = _ConvBlock(widths[0], widths[0], config.groups)
         self.final_proj = TimeConv(widths[0], mels, 1)
@@ -209,7 +221,7 @@ class UNet(nn.Module):
         angle = 1000 * t_N.double()[:, None] * rate
         waves = torch.cat([angle.sin(), angle.cos()], dim=-1).to(dtype)
         time_NE = self.time_mlp["linear_2"](F.silu(self.time_mlp["linear_1"](waves)))
-        return [stage[0].mlp(time_NE) for stage in (*self.down_blocks, *self.mid_blocks, *self.up_blocks)]  # type: ignore[index]
+        return [stage.time(time_NE) for stage in (*self._down, *self._mid, *self._up)]
 
     def forward(self, x_BTI: Tensor, time: Time, lengths_B: Tensor | None = None) -> Tensor:
         """`lengths_B` where sequences differ in length."""
@@ -217,25 +229,28 @@ class UNet(nn.Module):
         whole = mask = _Mask.of(lengths_B, x_BTI.shape[1], x_BTI.dtype)
         x_BTC = mask(x_BTI)
         skips: list[tuple[Tensor, _Mask]] = []
-        for resnet, transformers, down in self.down_blocks:  # type: ignore[misc]
-            x_BTC = self._stage(x_BTC, resnet, transformers, said, mask)
+        for stage in self._down:
+            x_BTC = stage(x_BTC, next(said), mask)
             skips.append((x_BTC, mask))
-            x_BTC = down(mask(x_BTC))
+            x_BTC = stage.rescale(mask(x_BTC))
             mask = mask.halved()
         mask = skips[-1][1]  # the last level does not halve
-        for resnet, transformers in self.mid_blocks:  # type: ignore[misc]
-            x_BTC = self._stage(x_BTC, resnet, transformers, said, mask)
-        for resnet, transformers, up in self.up_blocks:  # type: ignore[misc]
+        for stage in self._mid:
+            x_BTC = stage(x_BTC, next(said), mask)
+        for stage in self._up:
             skip_BTC, mask = skips.pop()
             x_BTC = mask(torch.cat([x_BTC[:, : skip_BTC.shape[1]], skip_BTC], dim=-1))
-            x_BTC = up(mask(self._stage(x_BTC, resnet, transformers, said, mask)))
+            x_BTC = stage.rescale(mask(stage(x_BTC, next(said), mask)))
         return whole(self.final_proj(self.final_block(x_BTC, whole)))
 
-    @staticmethod
-    def _stage(
-        x_BTC: Tensor, resnet: nn.Module, transformers: nn.ModuleList, said: Iterator[Tensor], mask: _Mask
-    ) -> Tensor:
-        x_BTC = resnet(x_BTC, next(said), mask)
-        for transformer in transformers:
-            x_BTC = transformer(x_BTC, mask)
-        return x_BTC
+    @property
+    def _down(self) -> list[_Stage]:
+        return cast(list[_Stage], list(self.down_blocks))
+
+    @property
+    def _mid(self) -> list[_Stage]:
+        return cast(list[_Stage], list(self.mid_blocks))
+
+    @property
+    def _up(self) -> list[_Stage]:
+        return cast(list[_Stage], list(self.up_blocks))
