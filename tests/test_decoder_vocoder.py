@@ -51,7 +51,7 @@ def test_the_network_is_the_plain_one(config, tmp_path):
 
 
 @pytest.mark.parametrize("config", GENERATIONS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(sizes)
 @torch.inference_mode()
 def test_pieces_are_the_whole(config, cuts):
