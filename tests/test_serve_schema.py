@@ -57,6 +57,8 @@ def test_the_schema_documents_what_is_there(server: Live) -> None:
         "/v1/voices",
         "/v1/audio/speech",
         "/v1/audio/transcriptions",
+        "/v1/audio/clone",
+        "/v1/audio/edit",
         "/v1/chat/completions",
         "/v1/realtime/calls",
         "/v1/realtime/calls/{call_id}/hangup",

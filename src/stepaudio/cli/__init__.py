@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bench, bundles, chat, say, serve, talk, tokenize, transcribe
+from stepaudio.cli import bench, bundles, chat, clone, say, serve, talk, tokenize, transcribe
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -34,6 +34,8 @@ for verb in (
     transcribe.transcribe,
     say.say,
     say.voices,
+    clone.clone,
+    clone.edit,
     tokenize.tokenize,
     serve.serve,
     bundles.bundles,

@@ -12,7 +12,7 @@ from fastapi.security import HTTPBearer
 
 import stepaudio
 from stepaudio.agent.tools import AllTools
-from stepaudio.serve import chat, errors, health, models, page, speech, transcriptions
+from stepaudio.serve import chat, clone, errors, health, models, page, speech, transcriptions
 from stepaudio.serve.auth import ApiKeys, RequireKey
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
@@ -68,7 +68,7 @@ def create_app(
     # The key is checked by RequireKey; this makes the schema say so.
     security = [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
     app.include_router(socket.router)
-    for module in (models, speech, transcriptions, chat, keys, calls):
+    for module in (models, speech, clone, transcriptions, chat, keys, calls):
         app.include_router(module.router, dependencies=security)
 
     # The last one added is the outermost.
