@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,8 @@ HOP = 160
 
 @dataclass(frozen=True)
 class KaldiFbank:
-    """Kaldi-compatible log-mel filterbank: Hamming window, pre-emphasis, DC removal, no dither, `snip_edges`.
+    """Kaldi-compatible log-mel filterbank: pre-emphasis, DC removal, no dither, `snip_edges`. The window is Hamming's,
+    or Povey's, which is Kaldi's own default.
 
     Frame t covers samples [t * hop, t * hop + window), so frames never depend on how a stream was cut.
     Samples are scaled to 16-bit range first, as Kaldi reads them. Source: Kaldi's feature-window and
@@ -34,6 +36,7 @@ class KaldiFbank:
     hop: int = HOP
     low_hz: float = 20.0
     preemphasis: float = 0.97
+    taper: Literal["hamming", "povey"] = "hamming"
 
     @property
     def n_fft(self) -> int:
@@ -53,15 +56,16 @@ class KaldiFbank:
         # Kaldi's first sample has no predecessor and is emphasised against itself.
         before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
         frames -= np.float32(self.preemphasis) * before
-        spectrum = np.fft.rfft(frames * self._hamming, n=self.n_fft)
+        spectrum = np.fft.rfft(frames * self._taper, n=self.n_fft)
         power = spectrum.real**2 + spectrum.imag**2
         mel = power[:, :-1] @ self._filters
         floor = np.finfo(np.float32).eps
         return np.log(np.maximum(mel, floor)).astype(np.float32, copy=False)
 
     @cached_property
-    def _hamming(self) -> Floats:
-        return np.hamming(self.window).astype(np.float32)
+    def _taper(self) -> Floats:
+        curve = np.hanning(self.window) ** 0.85 if self.taper == "povey" else np.hamming(self.window)
+        return curve.astype(np.float32)
 
     @cached_property
     def _filters(self) -> Floats:
