@@ -48,5 +48,5 @@ $(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing stepaudio and what its tests need into $(VENV)"
-	@$(PIP) -e '.[local,serve,bench,train,dev]'
+	@$(PIP) -e '.[local,serve,bench,eval,train,dev]'
 	@touch $@ $(VENV)/.user

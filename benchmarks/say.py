@@ -1,6 +1,6 @@
 """How well and how fast the embedded voices speak: `python benchmarks/say.py --kokoro DIR --whisper DIR`.
 
-Twenty sentences per language (benchmarks/sentences, as written and as said) are spoken and transcribed again by
+Twenty sentences per language (evals/tts, as written and as said) are spoken and transcribed again by
 Whisper-base with beam 5. Reports word or character error rate with a bootstrap interval over sentences, the real-time
 factor in wall and processor time, the time to the first audio of a typical first clause, and how far the edges of words
 lie from the silences that are heard between them.
@@ -27,7 +27,7 @@ from stepaudio.speech.reading import spoken
 from stepaudio.speech.roles import Speech
 from stepaudio.speech.say import say
 
-SENTENCES = Path(__file__).parent / "sentences"
+SENTENCES = Path(__file__).parent.parent / "evals" / "tts"
 FIRST_CLAUSES = {"en": "Sure, I can help", "zh": "今天北京的天气"}
 _PAUSED = re.compile("[,;，；]")
 VOICES = (("heart", "en"), ("af_heart", "en"), ("zf_xiaoxiao", "zh"))

@@ -1,5 +1,5 @@
-"""The models that measure: a transcriber for what was said, DNSMOS, a speaker encoder, a judge. Each is built when it is
-first asked for, names itself in every figure it is behind, and is not asked the same thing twice."""
+"""The models that measure: a transcriber for what was said, DNSMOS, a speaker encoder, a judge. Each is built when it
+is first asked for, names itself in every figure it is behind, and is not asked the same thing twice."""
 
 from __future__ import annotations
 

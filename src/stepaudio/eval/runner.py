@@ -73,6 +73,7 @@ def collect(
         step()
         return found
 
+    system.prepare(kind)
     with ThreadPoolExecutor(system.parallel(kind)) as pool:
         return list(pool.map(one, items))
 

@@ -44,17 +44,25 @@ ADAPTERS: dict[str, Adapter] = {
         "asr:wenetspeech_meeting", "transcribe", "WenetSpeech.json with audios of segments in the subset TEST_MEETING"
     ),
     "manifest": Adapter(
-        "asr:manifest", "transcribe", "a JSONL file, or a folder with manifest.jsonl: path, text, lang (speaker, seconds)"
+        "asr:manifest",
+        "transcribe",
+        "a JSONL file, or a folder with manifest.jsonl: path, text, lang (speaker, seconds)",
     ),
     "asr-parquet": Adapter(
         "asr:parquet", "transcribe", "*.parquet with audio {bytes, path} and text, sentence or transcription"
     ),
-    "seed-zh": Adapter("tts:seed_zh", "say", "meta.lst of NAME|PROMPT TEXT|PROMPT WAV|TEXT, or a folder with zh/meta.lst"),
-    "seed-en": Adapter("tts:seed_en", "say", "meta.lst of NAME|PROMPT TEXT|PROMPT WAV|TEXT, or a folder with en/meta.lst"),
+    "seed-zh": Adapter(
+        "tts:seed_zh", "say", "meta.lst of NAME|PROMPT TEXT|PROMPT WAV|TEXT, or a folder with zh/meta.lst"
+    ),
+    "seed-en": Adapter(
+        "tts:seed_en", "say", "meta.lst of NAME|PROMPT TEXT|PROMPT WAV|TEXT, or a folder with en/meta.lst"
+    ),
     "seed-hard": Adapter(
         "tts:seed_hard", "say", "hardcase.lst of NAME|PROMPT TEXT|PROMPT WAV|TEXT, or a folder with zh/hardcase.lst"
     ),
-    "sentences": Adapter("tts:sentences", "say", "a text file LANGUAGE.tsv of sentences, as written and as said, or a folder of them"),
+    "sentences": Adapter(
+        "tts:sentences", "say", "a text file LANGUAGE.tsv of sentences, as written and as said, or a folder of them"
+    ),
     "llama-questions": Adapter(
         "qa:llama_questions", "converse", "llama_questions_300.tsv (Questions, Answer, Wav Filename) beside 1.wav ..."
     ),
@@ -64,14 +72,18 @@ ADAPTERS: dict[str, Adapter] = {
     "triviaqa": Adapter(
         "qa:triviaqa", "converse", "JSON with Data: [{QuestionId, Question, Answer: {Value, Aliases}}]"
     ),
-    "uro-qa": Adapter("qa:uro", "converse", "URO-Bench's test*.parquet or test.jsonl: id, source_wav, source_text, target_text"),
+    "uro-qa": Adapter(
+        "qa:uro", "converse", "URO-Bench's test*.parquet or test.jsonl: id, source_wav, source_text, target_text"
+    ),
     "hsk": Adapter(
         "qa:hsk",
         "converse",
         "URO-Bench's HSK layout: source_wav, source_text with the options A: ... B: ..., target_text with the letter",
     ),
     "complexbench": Adapter(
-        "chat:complexbench", "converse", "data_final.json: a list of {main_id, instruction, scoring_questions: [{question, rule, dep}]}"
+        "chat:complexbench",
+        "converse",
+        "data_final.json: a list of {main_id, instruction, scoring_questions: [{question, rule, dep}]}",
     ),
     "stepeval-360": Adapter(
         "chat:stepeval",
@@ -92,7 +104,9 @@ def read_set(written: str) -> list[Item]:
     """The items of `ADAPTER:PATH`, their group the set's name. Raises LayoutError, NotFoundError, MissingError."""
     name, colon, place = written.partition(":")
     if not colon or name not in ADAPTERS:
-        raise NotFoundError(f"{written!r} is no dataset; name one as ADAPTER:PATH with {', '.join(ADAPTERS)}", param="on")
+        raise NotFoundError(
+            f"{written!r} is no dataset; name one as ADAPTER:PATH with {', '.join(ADAPTERS)}", param="on"
+        )
     path = fetch(place.removeprefix("hub:")) if place.startswith("hub:") else Path(place)
     return read_path(name, path)
 
@@ -103,11 +117,15 @@ def read_path(name: str, path: Path) -> list[Item]:
     if not path.exists():
         raise NotFoundError(f"there is nothing at {path}; {name} reads {adapter.layout}", param="on")
     module, _, function = adapter.target.partition(":")
-    read = cast("Callable[[Path], list[Item]]", getattr(importlib.import_module(f"stepaudio.eval.datasets.{module}"), function))
+    read = cast(
+        "Callable[[Path], list[Item]]", getattr(importlib.import_module(f"stepaudio.eval.datasets.{module}"), function)
+    )
     try:
         items = read(path)
     except (KeyError, ValueError, TypeError, IndexError, OSError) as error:
-        raise LayoutError(f"{path} is not what {name} reads ({error!r}); expected: {adapter.layout}", param="on") from None
+        raise LayoutError(
+            f"{path} is not what {name} reads ({error!r}); expected: {adapter.layout}", param="on"
+        ) from None
     if not items:
         raise LayoutError(f"{path} holds no items; {name} expects: {adapter.layout}", param="on")
     return [item if item.group else replace(item, group=name) for item in items]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stepaudio.eval.datasets.files import json_lines, parquet as parquet_rows, present, the_file
+from stepaudio.eval.datasets.files import json_lines, present, the_file
+from stepaudio.eval.datasets.files import parquet as parquet_rows
 from stepaudio.eval.items import Clip, Item, Request
 
 
@@ -25,7 +26,9 @@ def librispeech(path: Path) -> list[Item]:
 def aishell1(path: Path) -> list[Item]:
     """The test part of AISHELL-1."""
     transcripts = the_file(path, "aishell_transcript_v0.8.txt")
-    texts = dict(line.split(maxsplit=1) for line in transcripts.read_text(encoding="utf-8").splitlines() if line.strip())
+    texts = dict(
+        line.split(maxsplit=1) for line in transcripts.read_text(encoding="utf-8").splitlines() if line.strip()
+    )
     wavs = sorted((transcripts.parent.parent / "wav" / "test").rglob("*.wav"))
     return [_item(wav.stem, Clip(wav), texts[wav.stem], "zh", "aishell1 test", wav.parent.name) for wav in wavs]
 
@@ -37,7 +40,9 @@ def aishell2(path: Path) -> list[Item]:
     for line in (path / "trans.txt").read_text(encoding="utf-8").splitlines():
         name, text = line.split(maxsplit=1)
         audio = present(path / listed[name].strip())
-        items.append(_item(name, Clip(audio), text, "zh", f"aishell2 {path.parent.name} {path.name}", audio.parent.name))
+        items.append(
+            _item(name, Clip(audio), text, "zh", f"aishell2 {path.parent.name} {path.name}", audio.parent.name)
+        )
     return items
 
 
@@ -80,7 +85,9 @@ def parquet(path: Path) -> list[Item]:
     """A dataset of the hub with its audio inside."""
     items = []
     for number, row in enumerate(parquet_rows(path)):
-        text = next(row[name] for name in ("text", "sentence", "transcription", "transcript") if row.get(name) is not None)
+        text = next(
+            row[name] for name in ("text", "sentence", "transcription", "transcript") if row.get(name) is not None
+        )
         name = str(row.get("id") or Path(row["audio"].get("path") or f"{number}").stem)
         language = str(row.get("language") or ("en" if text.isascii() else "zh"))
         speaker = str(row.get("speaker_id") or row.get("client_id") or "")

@@ -24,7 +24,10 @@ def llama_questions(path: Path) -> list[Item]:
             name = row["Wav Filename"].strip()
             audio = Clip(present(listed.parent / name))
             # "Challenger Deep, Mariana Trench" is two answers, either of which will do.
-            answers = [row["Answer"].strip(), *(part.strip() for part in row["Answer"].split(",") if "," in row["Answer"])]
+            answers = [
+                row["Answer"].strip(),
+                *(part.strip() for part in row["Answer"].split(",") if "," in row["Answer"]),
+            ]
             items.append(_item(Path(name).stem, row["Questions"], answers, "en", "llama questions", audio))
     return items
 
@@ -53,7 +56,9 @@ def uro(path: Path) -> list[Item]:
     for row in _uro_rows(path):
         answers = row["target_text"] if isinstance(row["target_text"], list) else [row["target_text"]]
         text = row["source_text"]
-        items.append(_item(str(row["id"]), text, answers, "en" if text.isascii() else "zh", "uro", _uro_clip(row, path)))
+        items.append(
+            _item(str(row["id"]), text, answers, "en" if text.isascii() else "zh", "uro", _uro_clip(row, path))
+        )
     return items
 
 

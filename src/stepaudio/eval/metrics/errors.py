@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 Edit = Literal["equal", "replace", "delete", "insert"]
 
@@ -62,7 +62,7 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Aligned]:
         for index in range(max(len(left), len(right))):
             old = left[index] if index < len(left) else None
             new = right[index] if index < len(right) else None
-            steps.append(Aligned(block.tag, old, new))
+            steps.append(Aligned(cast(Edit, block.tag), old, new))
     return steps
 
 

@@ -198,7 +198,7 @@ def _grouped(
         raise InputError(f"{len(top)} items cannot have {len(clusters)} clusters")
     places: dict[Hashable, int] = {}
     index = np.array([places.setdefault(cluster, len(places)) for cluster in clusters])
-    return np.bincount(index, top), np.bincount(index, bottom), len(top)
+    return np.bincount(index, top).astype(np.float64), np.bincount(index, bottom).astype(np.float64), len(top)
 
 
 def _resampled(values: NDArray[np.float64], rounds: int, seed: int) -> NDArray[np.float64]:

@@ -69,7 +69,8 @@ def _difference(frames: NDArray[np.float64], longest: int) -> NDArray[np.float64
     squares = np.concatenate([np.zeros((len(frames), 1)), np.cumsum(frames**2, axis=1)], axis=1)
     lags = np.arange(longest + 1)
     moved = squares[:, lags + _WINDOW] - squares[:, lags]
-    return np.maximum(squares[:, [_WINDOW]] + moved - 2 * correlation, 0.0)
+    difference: NDArray[np.float64] = np.maximum(squares[:, [_WINDOW]] + moved - 2 * correlation, 0.0)
+    return difference
 
 
 def _period(normal: NDArray[np.float64]) -> float:

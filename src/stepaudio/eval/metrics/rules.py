@@ -3,8 +3,8 @@
 `model_length:[10,50]` characters, `model_length_word:[5,20]` words, `model_keyword:[a, b]` all of them,
 `model_keyword_num:[1,2, a, b]` one or two of them, `model_forbidden_word:[a]`, `model_startswith:a`,
 `model_endswith:a`, `model_not_startswith:a`, `model_not_endswith:a`, `model_number:[2,3]` parts,
-`model_constraint_punc:[，, 。]` no other punctuation. With `_each` a rule holds for every part, without it for the first.
-Several rules in one, a line each, must all hold.
+`model_constraint_punc:[，, 。]` no other punctuation. With `_each` a rule holds for every part, without it for the
+first. Several rules in one, a line each, must all hold.
 """
 
 from __future__ import annotations
@@ -94,4 +94,4 @@ _CHECKS: dict[str, Callable[[str, str], bool]] = {
 def _plain(text: str) -> str:
     """Full-width forms as their ordinary ones, quotation marks around the whole removed."""
     text = unicodedata.normalize("NFKC", text).strip()
-    return text[1:-1] if len(text) > 1 and text[0] in "\"“`" and text[-1] in "\"”`" else text
+    return text[1:-1] if len(text) > 1 and text[0] in '"“`' and text[-1] in '"”`' else text

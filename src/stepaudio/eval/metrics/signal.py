@@ -39,12 +39,12 @@ def pesq(clean: Samples, degraded: Samples) -> float:
 
 def si_sdr(clean: Samples, degraded: Samples) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019)."""
-    clean, degraded = (part.astype(np.float64) for part in aligned(clean, degraded))
-    power = float(clean @ clean)
+    wanted, given = (part.astype(np.float64) for part in aligned(clean, degraded))
+    power = float(wanted @ wanted)
     if not power:
         raise AudioError("the clean recording is silent")
-    target = clean * (float(degraded @ clean) / power)
-    noise = degraded - target
+    target = wanted * (float(given @ wanted) / power)
+    noise = given - target
     error = float(noise @ noise)
     return float("inf") if error == 0 else 10 * float(np.log10(max(float(target @ target), 1e-20) / error))
 

@@ -2,11 +2,11 @@
 
 | name | for | tokens | rules |
 |---|---|---|---|
-| `whisper_en` | LibriSpeech and English in general | words | OpenAI's: contractions, numbers, spelling, fillers, brackets |
+| `whisper_en` | LibriSpeech, English in general | words | OpenAI's: contractions, numbers, spelling, fillers |
 | `kaldi_en` | the older LibriSpeech figures | words | case alone |
 | `seed_en` | SEED-TTS test-en | words | punctuation but the apostrophe removed, case |
-| `seed_zh` | SEED-TTS test-zh and hard | characters | punctuation removed, simplified, Latin letters one by one |
-| `wenet_zh` | AISHELL, WenetSpeech | characters, Latin words | WeNet's scoring: tags and punctuation removed, upper case |
+| `seed_zh` | SEED-TTS test-zh, hard | characters | punctuation removed, simplified, Latin letters one by one |
+| `wenet_zh` | AISHELL, WenetSpeech | characters, Latin words | WeNet's: tags, punctuation removed, upper case |
 | `wenet_tn_zh` | the same, when a model writes digits | characters, Latin words | numbers read out first, simplified |
 
 The figure of a report carries the name of its normaliser.

@@ -11,7 +11,7 @@ from stepaudio.speech.reading import spoken
 
 _TAG = re.compile(r"<[^<>]*>")
 _WENET_MARKS = str.maketrans("", "", "!,?、。！，；？：「」︰『』《》")
-_ALL_MARKS = str.maketrans("", "", CHINESE_MARKS + "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~")
+_ALL_MARKS = str.maketrans("", "", CHINESE_MARKS + '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~')
 
 
 def seed_zh(text: str) -> list[str]:

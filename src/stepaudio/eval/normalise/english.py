@@ -12,7 +12,8 @@ from stepaudio.errors import MissingError
 # The punctuation of the package zhon, which SEED-TTS's script removes together with ASCII's. U+2019 is in it, so a
 # typographic apostrophe goes although a straight one stays.
 CHINESE_MARKS = (
-    "＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､\u3000、〃〈〉《》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏﹑﹔·！？｡。"
+    "＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､\u3000、〃〈〉《》「」『』【】"
+    "〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏﹑﹔·！？｡。"
 )
 SEED_MARKS = str.maketrans("", "", (CHINESE_MARKS + string.punctuation).replace("'", ""))
 

@@ -35,6 +35,10 @@ class System(Protocol):
         """How many requests to have under way at once. Timed kinds are better asked one by one."""
         ...
 
+    def prepare(self, kind: Kind) -> None:
+        """Load what such requests need, so that nothing is timed that happens only once."""
+        ...
+
     def run(self, request: Request) -> tuple[Reply, ...]:
         """Replies to a request. Raises StepAudioError when it cannot be answered."""
         ...

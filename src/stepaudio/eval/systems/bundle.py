@@ -21,6 +21,7 @@ _NEEDS: dict[Kind, tuple[str, ...]] = {
     "say": ("speaker",),
     "converse": ("transcriber", "responder", "speaker"),
 }
+_FIRST_WORDS = {"en": "Good morning.", "zh": "早上好。"}
 
 
 class BundleSystem:
@@ -36,6 +37,13 @@ class BundleSystem:
     def parallel(self, kind: Kind) -> int:
         # Two replies at once share every pass over the model's weights; the other kinds are timed one by one.
         return 2 if kind == "converse" else 1
+
+    def prepare(self, kind: Kind) -> None:
+        self.bundle.warm(*_NEEDS[kind])
+        if "speaker" in _NEEDS[kind]:
+            for text in (_FIRST_WORDS[language] for language in self.bundle.languages if language in _FIRST_WORDS):
+                for _ in self.bundle.say(text):  # lexicons are read at the first word of a language
+                    pass
 
     def run(self, request: Request) -> tuple[Reply, ...]:
         match request.kind:
@@ -114,7 +122,12 @@ class BundleSystem:
 def fingerprint(spec: BundleSpec) -> str:
     """Of the roles of a bundle, their options and the digests of their weights."""
     roles = {
-        name: [role.backend, dict(role.weights), dict(role.optional_weights), {k: str(v) for k, v in role.options.items()}]
+        name: [
+            role.backend,
+            dict(role.weights),
+            dict(role.optional_weights),
+            {k: str(v) for k, v in role.options.items()},
+        ]
         for name, role in spec.roles.items()
     }
     weights = {each.name: [file.sha256 for file in each.files] for each in spec.weights()}

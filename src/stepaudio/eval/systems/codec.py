@@ -24,13 +24,18 @@ class CodecSystem:
         """Raises InputError for a codec that is not known."""
         found = re.fullmatch(r"g711|opus-(\d+)k", codec)
         if not found:
-            raise InputError(f"no codec is called {codec!r}; known: g711, opus-12k (or another bit rate)", param="system")
+            raise InputError(
+                f"no codec is called {codec!r}; known: g711, opus-12k (or another bit rate)", param="system"
+            )
         self._bit_rate = int(found[1]) * 1000 if found[1] else None
         self.name = codec
         self.fingerprint = f"codec:{codec}"
 
     def parallel(self, kind: Kind) -> int:
         return 1
+
+    def prepare(self, kind: Kind) -> None:
+        """Nothing to load."""
 
     def run(self, request: Request) -> tuple[Reply, ...]:
         assert request.clip is not None

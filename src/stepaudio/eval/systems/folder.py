@@ -43,6 +43,9 @@ class FolderSystem:
     def parallel(self, kind: Kind) -> int:
         return 1
 
+    def prepare(self, kind: Kind) -> None:
+        """Nothing to load."""
+
     def run(self, request: Request) -> tuple[Reply, ...]:
         """Raises NotFoundError when there is nothing for this item."""
         row = self._rows.get(request.id)
@@ -89,5 +92,7 @@ def _rows(path: Path) -> dict[str, dict[str, Any]]:
             if row is not None:
                 rows[str(row["id"])] = row
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path}, line {number}: a line is a JSON object with an id and text, audio or replies") from None
+            raise InputError(
+                f"{path}, line {number}: a line is a JSON object with an id and text, audio or replies"
+            ) from None
     return rows

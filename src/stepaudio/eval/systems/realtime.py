@@ -13,7 +13,8 @@ from urllib.parse import urlencode, urlsplit
 
 import numpy as np
 from websockets.exceptions import WebSocketException
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from stepaudio.audio.pcm import to_float, to_int16
 from stepaudio.errors import BackendError, InputError
@@ -41,6 +42,9 @@ class RealtimeSystem:
 
     def parallel(self, kind: Kind) -> int:
         return 2
+
+    def prepare(self, kind: Kind) -> None:
+        """Nothing to load."""
 
     def run(self, request: Request) -> tuple[Reply, ...]:
         if request.kind != "converse":
@@ -71,7 +75,7 @@ class _Collected:
 
 
 class _Session:
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def configure(self, request: Request) -> None:

@@ -41,6 +41,9 @@ class RestSystem:
     def parallel(self, kind: Kind) -> int:
         return 8 if kind == "converse" else 2
 
+    def prepare(self, kind: Kind) -> None:
+        """Nothing to load."""
+
     def run(self, request: Request) -> tuple[Reply, ...]:
         match request.kind:
             case "transcribe":
@@ -126,7 +129,9 @@ def split_model(url: str) -> tuple[str, str]:
     """The address and the model of `URL#MODEL`."""
     parts = urlsplit(url)
     if not parts.hostname:
-        raise InputError(f"{url!r} is no address of an endpoint; it looks like http://127.0.0.1:8000/v1", param="system")
+        raise InputError(
+            f"{url!r} is no address of an endpoint; it looks like http://127.0.0.1:8000/v1", param="system"
+        )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", "")), parts.fragment or "gpt-audio"
 
 

@@ -31,9 +31,7 @@ class Codec(Task):
         for language in sorted({item.language for item in items}):
             main = normalise.find(None, language)
             label = {"asr": instruments.asr_label, "normaliser": main.name, "aggregation": "corpus"}
-            metrics.append(
-                Metric(main.metric, "ratio", "lower", f"errors over all {main.unit}s", True, protocol=label)
-            )
+            metrics.append(Metric(main.metric, "ratio", "lower", f"errors over all {main.unit}s", True, protocol=label))
         metrics += [
             Metric("STOI", "mean", "higher", "intelligibility against the original, to 1"),
             Metric("PESQ", "mean", "higher", "wide-band quality against the original, 1.04 to 4.64"),

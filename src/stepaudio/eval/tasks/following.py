@@ -23,8 +23,14 @@ from stepaudio.eval.tasks.base import Scored, Task
 from stepaudio.speech.reading import script
 
 _RATE = 16_000
-_CHANGED = {"faster": ("pace", 1.15), "slower": ("pace", 1 / 1.15), "higher": ("pitch", 1.06), "lower": ("pitch", 1 / 1.06),
-            "louder": ("level", 1.41), "softer": ("level", 1 / 1.41)}  # fmt: skip
+_CHANGED = {
+    "faster": ("pace", 1.15),
+    "slower": ("pace", 1 / 1.15),
+    "higher": ("pitch", 1.06),
+    "lower": ("pitch", 1 / 1.06),
+    "louder": ("level", 1.41),
+    "softer": ("level", 1 / 1.41),
+}
 """What is measured and the least change, as a factor, that listeners notice."""
 
 

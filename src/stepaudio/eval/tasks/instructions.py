@@ -29,9 +29,7 @@ class Instructions(Task):
         metrics = [Metric("by rule", "ratio", "higher", about, percent=True)]
         if instruments.judge is not None:
             label = instruments.judge.protocol("requirement", "yes")
-            metrics.append(
-                Metric("DRFR", "ratio", "higher", "requirements met, of all", percent=True, protocol=label)
-            )
+            metrics.append(Metric("DRFR", "ratio", "higher", "requirements met, of all", percent=True, protocol=label))
         return metrics
 
     def score(self, item: Item, output: Output, instruments: Instruments) -> Scored:
@@ -48,7 +46,10 @@ class Instructions(Task):
                 bool(reply.strip()) and self._answer(question, instruction, reply, instruments.judge, scored)
                 for question in questions
             ]
-            met = sum(answer and all(answers[i] for i in q.get("dep", [])) for answer, q in zip(answers, questions, strict=True))
+            met = sum(
+                answer and all(answers[i] for i in q.get("dep", []))
+                for answer, q in zip(answers, questions, strict=True)
+            )
             scored.scores["DRFR"] = (met, len(questions))
             unmet = [q["question"] for answer, q in zip(answers, questions, strict=True) if not answer]
             scored.shown["not met"] = "; ".join(unmet) or "nothing"

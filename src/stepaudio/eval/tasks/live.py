@@ -26,6 +26,7 @@ def run_live(system: str, *, key: str | None, speaker: str, conversations: int, 
     users' part. Raises InputError for a system that cannot be talked to."""
     from stepaudio.bench.live import bench
     from stepaudio.bench.live.measure import turns
+    from stepaudio.bench.live.player import Target
     from stepaudio.bench.live.run import play_all
     from stepaudio.bench.live.scenarios import KINDS
 
@@ -42,7 +43,7 @@ def run_live(system: str, *, key: str | None, speaker: str, conversations: int, 
     )
     script = bench.prepare(options, conversations, doing)
     with bench.server(options) as url:
-        target = bench.Target(url, options.api_key, options.patience, options.session)
+        target = Target(url, options.api_key, options.patience, options.session)
         total = conversations * len(KINDS)
         recordings = asyncio.run(
             play_all(
@@ -56,7 +57,10 @@ def run_live(system: str, *, key: str | None, speaker: str, conversations: int, 
     rows = []
     for recording in recordings:
         for turn in turns(recording):
-            scores: dict[str, list[float]] = {"answered": [float(not turn.missed), 1], "cut in": [float(turn.cut_in), 1]}
+            scores: dict[str, list[float]] = {
+                "answered": [float(not turn.missed), 1],
+                "cut in": [float(turn.cut_in), 1],
+            }
             if turn.latency is not None:
                 scores["latency"] = [turn.latency, 1]
             if turn.stopped is not None or turn.talked_over:

@@ -35,7 +35,9 @@ class Qa(Task):
                 )
         if instruments.judge is not None:
             label = instruments.judge.protocol("answer", "right")
-            metrics.append(Metric("judged right", "mean", "higher", "by the judge, from the text", True, protocol=label))
+            metrics.append(
+                Metric("judged right", "mean", "higher", "by the judge, from the text", True, protocol=label)
+            )
         return metrics
 
     def score(self, item: Item, output: Output, instruments: Instruments) -> Scored:

@@ -56,9 +56,10 @@ class Tts(Task):
         if any(item.request.clip for item in items) and instruments.can("voice") is None:
             label = {"model": instruments.speaker_label, "against": "prompt"}
             metrics.append(Metric("similarity", "mean", "higher", "cosine to the prompt's speaker", protocol=label))
-        return metrics + [
+        return [
+            *metrics,
             Metric("real-time factor", "ratio", "lower", "seconds of work a second of speech", measured=True),
-            Metric("first audio", "mean", "lower", "seconds to the first audio", unit="s", measured=True),
+            Metric("first audio", "median", "lower", "to the first audio, median", unit="s", measured=True),
             Metric("speaking rate", "ratio", "neither", "tokens a second", unit="/s", measured=True),
             Metric("F0 median", "mean", "neither", "of the voiced frames", unit="Hz", measured=True),
             Metric("F0 spread", "mean", "neither", "standard deviation", unit="semitones", measured=True),
