@@ -99,8 +99,8 @@ def bradley_terry(wins: NDArray[np.float64], *, rounds: int = 10_000, tolerance:
             strength = after
             break
         strength = after
-    logs: NDArray[np.float64] = np.log(strength)
-    return logs - logs.mean()
+    logs: NDArray[np.float64] = np.log(strength) - np.log(strength).mean()
+    return logs
 
 
 def _cmos(ratings: Sequence[Rating], system: str, rounds: int, seed: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def _two_way(ratings: Sequence[Rating], values: Sequence[float], rounds: int, se
 
 def _alpha(ratings: Sequence[Rating]) -> float | None:
     """Agreement of the raters; None when no unit was rated twice."""
-    units = {}
+    units: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     for each in ratings:
         pair = tuple(sorted(name for name in (each.first, each.second) if name))
         value = each.value if each.second is None or (each.first, each.second) == pair else -each.value

@@ -83,7 +83,12 @@ def create_app(study: Study, ratings: Ratings) -> FastAPI:
         _check(ratings, rater)
         plan = study.plan(rater)
         done = ratings.answered(rater)
-        facts = {"title": study.title, "question": study.question, "kind": study.kind, "scale": SCALES[study.kind]}
+        facts: dict[str, Any] = {
+            "title": study.title,
+            "question": study.question,
+            "kind": study.kind,
+            "scale": SCALES[study.kind],
+        }
         facts |= {"total": len(plan), "done": len(done)}
         if study.headphones and ratings.headphones(rater) is not True:
             return facts | {"headphones": TONES}

@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from stepaudio.errors import InputError, NotFoundError
 from stepaudio.eval import results
@@ -119,7 +119,7 @@ def read_study(path: Path) -> Study:
     if len(audio) < (1 if kind == "mos" else 2):
         raise InputError(f"{path}: a {kind} study needs at least {1 if kind == 'mos' else 2} [[system]] with a name")
     study = Study(
-        kind,
+        cast(Kind, kind),
         str(table.get("title", "Listening test")),
         str(table.get("question", "How natural does this sound?")),
         int(table.get("trials", 20)),
