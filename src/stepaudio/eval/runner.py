@@ -96,7 +96,8 @@ def ask(request: Request, system: System, store: Store) -> tuple[Output, str]:
     if empty(request, output):
         return Output(error="the output is empty"), name
     store.keep(name, output)
-    return output, name
+    # What is scored is what was kept (16-bit audio), so that a run that goes on is the run that was not cut off.
+    return store.output(name) or output, name
 
 
 def empty(request: Request, output: Output) -> bool:
