@@ -24,7 +24,7 @@ RATE = 16_000
 def sound(seconds: float = 0.5, hertz: float = 200.0) -> Samples:
     """A tone whose samples are those of a 16-bit file."""
     tone = np.sin(2 * np.pi * hertz * np.arange(int(seconds * RATE)) / RATE) / 2
-    return (np.round(tone * 32768) / 32768).astype(np.float32)
+    return (np.round(tone * 32768) / 32768 + 0.0).astype(np.float32)  # there is no negative zero in a file
 
 
 class Scripted:

@@ -130,14 +130,14 @@ def test_our_calibration_sets_fit_their_prompts(name: str) -> None:
 
 
 def test_the_arena_counts_what_is_missing_as_lost(tmp_path: Path) -> None:
-    def rows(errors: str) -> list[Row]:
+    def rows(name: str, errors: str) -> list[Row]:
         return [
-            Row(str(n), "g", "en", "", {}, None if mark == "." else "gone", [], {"question": "q", "reply": "GOOD"})
+            Row(str(n), "g", "en", "", {}, None if mark == "." else "gone", [], {"question": "q", "reply": name})
             for n, mark in enumerate(errors)
         ]
 
     def a_run(name: str, errors: str) -> Run:
-        return Run(name, name, {"qa": TaskResult("qa", "", 1, "strict", [], [], rows(errors))}, {})
+        return Run(name, name, {"qa": TaskResult("qa", "", 1, "strict", [], [], rows(name, errors))}, {})
 
     decided, model = judge(lambda prompt, tool: {"reason": "", "better": "tie"}, Store(tmp_path))
     found = play(a_run("a", "..xx"), a_run("b", ".x.x"), "qa", decided)

@@ -48,6 +48,8 @@ class System(Protocol):
 
 def open_system(written: str, *, key: str | None = None) -> System:
     """The system of that line. `key` is for endpoints that ask for one. Raises InputError, NotFoundError."""
+    if not written:
+        raise InputError("name a system: a bundle, a URL, codec:NAME or a folder of outputs", param="system")
     scheme = written.partition("://")[0]
     if scheme in ("http", "https"):
         from stepaudio.eval.systems.rest import RestSystem
@@ -65,8 +67,6 @@ def open_system(written: str, *, key: str | None = None) -> System:
         from stepaudio.eval.systems.folder import FolderSystem
 
         return FolderSystem(Path(written))
-    if not written:
-        raise InputError("name a system: a bundle, a URL, codec:NAME or a folder of outputs", param="system")
     from stepaudio.eval.systems.bundle import BundleSystem
 
     return BundleSystem(written)
