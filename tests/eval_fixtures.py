@@ -109,9 +109,7 @@ class JudgeModel:
         self._decide = decide
         self.asked: list[str] = []
 
-    def respond(
-        self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), **options: Any
-    ) -> list[ReplyEvent]:
+    def respond(self, messages: Sequence[Message], *, tools: Sequence[Tool] = (), **options: Any) -> list[ReplyEvent]:
         self.asked.append(messages[-1].content)
         verdict = self._decide(messages[-1].content, tools[0])
         if isinstance(verdict, Exception):

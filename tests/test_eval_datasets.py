@@ -114,7 +114,7 @@ def llama_questions(root: Path) -> Path:
     sound(root / "1.wav")
     text(
         root / "llama_questions_300.tsv",
-        "Questions\tAnswer\tWav Filename\nWhat is the deepest part of the ocean?\tChallenger Deep, Mariana Trench\t1.wav\n",
+        "Questions\tAnswer\tWav Filename\nDeepest part of the ocean?\tChallenger Deep, Mariana Trench\t1.wav\n",
     )
     return root
 
@@ -159,7 +159,11 @@ def complexbench(root: Path) -> Path:
 
 
 def stepeval(root: Path) -> Path:
-    turns = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": ""}, {"role": "user", "content": "t2.wav"}]
+    turns = [
+        {"role": "user", "content": "你好"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "t2.wav"},
+    ]
     row = {"conversation_id": "c1", "category": "Role-playing", "conversation": turns}
     parquet(root / "data/test-00000.parquet", [row])
     with tarfile.open(root / "audios.tar.gz", "w:gz") as archive:
@@ -179,7 +183,12 @@ def own(root: Path) -> Path:
 
 # adapter, its fixture, what the first item has to be: group, language, and what is told apart about it
 CASES: list[tuple[str, Callable[[Path], Path], int, Callable[[Item], bool]]] = [
-    ("librispeech", librispeech, 2, lambda i: (i.group, i.cluster, i.reference["text"]) == ("test-clean", "61", "HE BEGAN")),
+    (
+        "librispeech",
+        librispeech,
+        2,
+        lambda i: (i.group, i.cluster, i.reference["text"]) == ("test-clean", "61", "HE BEGAN"),
+    ),
     ("aishell1", aishell1, 1, lambda i: (i.cluster, i.reference["text"][:2]) == ("S0764", "甚至")),
     ("aishell2", aishell2, 1, lambda i: (i.group, i.cluster) == ("aishell2 iOS test", "T0001")),
     ("wenetspeech-net", wenetspeech("TEST_NET"), 1, lambda i: len(i.request.clip.samples(16_000)) == 3200),

@@ -134,7 +134,7 @@ def test_a_mean_opinion_score_and_its_interval() -> None:
 
 def test_bradley_terry_of_two_in_closed_form() -> None:
     """With half a win and half a loss against a common opponent of strength 1, the likelihood equations of two systems
-    with w wins of n are solved by symmetry: their strengths are s and 1/s, and w = n s²/(1 + s²) + (s - 1)/(2 (s + 1))."""
+    with w of n wins are solved by symmetry: strengths s and 1/s with w = n s²/(1 + s²) + s/(1 + s) - 1/2."""
     wins = np.array([[0, 9.0], [3.0, 0]])
     a, b = bradley_terry(wins)
     assert a == pytest.approx(-b)

@@ -27,7 +27,7 @@ WORDS = st.lists(st.sampled_from(["a", "b", "c", "d"]), max_size=8)
 
 
 def test_errors_of_a_worked_example() -> None:
-    errors = count_errors("the cat sat on the mat".split(), "the cat sit on mat today".split())
+    errors = count_errors(["the", "cat", "sat", "on", "the", "mat"], ["the", "cat", "sit", "on", "mat", "today"])
     assert errors.total == 3
     assert errors.length == 6
 
@@ -53,8 +53,8 @@ def test_errors_add_up_to_a_corpus() -> None:
 
 
 def test_a_reply_is_no_transcript() -> None:
-    reference = "turn left".split()
-    reply = "sure i can help you with that".split()
+    reference = ["turn", "left"]
+    reply = ["sure", "i", "can", "help", "you", "with", "that"]
     assert not is_transcript(count_errors(reference, reply), len(reply))
     assert is_transcript(count_errors(reference, ["turn", "right"]), 2)
     assert not is_transcript(count_errors(reference, []), 0)

@@ -71,9 +71,7 @@ def test_kimis_quirk_drops_what_failed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", SHARES)
 def test_missing_speech_gets_the_worst_of_everything(share: float, tmp_path: Path) -> None:
     prompt = Clip(sample_wav())
-    items = [
-        Item(Request(f"{n:02}", "say", "en", text, prompt), {}, "set") for n, text in enumerate(SENTENCES)
-    ]
+    items = [Item(Request(f"{n:02}", "say", "en", text, prompt), {}, "set") for n, text in enumerate(SENTENCES)]
     audio = {item.id: Audio(sound(0.5, 200 + n), RATE) for n, item in enumerate(items)}
     store = Store(tmp_path)
     instruments = Telepath(store)
@@ -108,7 +106,9 @@ def test_a_missing_answer_is_wrong(share: float, tmp_path: Path) -> None:
     items = [Item(Request(f"{n:02}", "converse", "en", turns=turns), {"answers": ["Paris"]}, "set") for n in range(40)]
     good = Scripted(lambda request: [Reply("It is Paris." if int(request.id) % 4 else "It is Lyon.")])
     faulty = Faulty(good, share)
-    decided, _ = judge(lambda prompt, tool: {"reason": "", "right": "Paris." in prompt.split("<answer>")[1]}, Store(tmp_path))
+    decided, _ = judge(
+        lambda prompt, tool: {"reason": "", "right": "Paris." in prompt.split("<answer>")[1]}, Store(tmp_path)
+    )
     instruments = Telepath(Store(tmp_path), judge=decided)
     result = run(open_task("qa"), items, faulty, tmp_path, instruments=instruments)
     right = np.mean([int(item.id) % 4 > 0 and not faulty.fails(item.id) for item in items])
@@ -132,9 +132,13 @@ def test_a_missing_letter_is_wrong_but_for_the_quirks(share: float, tmp_path: Pa
     assert value(strict, "no option") == pytest.approx(np.mean(missing))
     # Where the answer is missing, A is right as often as the shuffle puts the right option first.
     lucky = [row.shown["right"] == "A" for row in strict.rows]
-    assert value(ultra, "accuracy") == pytest.approx(np.mean([not m or at_a for m, at_a in zip(missing, lucky, strict=True)]))
+    assert value(ultra, "accuracy") == pytest.approx(
+        np.mean([not m or at_a for m, at_a in zip(missing, lucky, strict=True)])
+    )
     assert value(voice, "accuracy") >= value(strict, "accuracy")
-    assert value(run(open_task("listening", "voicebench_compat"), items, faulty, tmp_path), "accuracy") == value(voice, "accuracy")
+    assert value(run(open_task("listening", "voicebench_compat"), items, faulty, tmp_path), "accuracy") == value(
+        voice, "accuracy"
+    )
 
 
 def test_options_are_shuffled_by_the_seed(tmp_path: Path) -> None:
@@ -153,7 +157,11 @@ def test_a_missing_call_is_a_miss(share: float, tmp_path: Path) -> None:
     tools = (Tool("weather"), Tool("timer"))
     wanted = {"name": "weather", "arguments": {"city": ["Paris"]}}
     items = [
-        Item(Request(f"{n:02}", "converse", "en", turns=(Turn("?"),), tools=tools), {"call": wanted if n % 2 else None}, "set")
+        Item(
+            Request(f"{n:02}", "converse", "en", turns=(Turn("?"),), tools=tools),
+            {"call": wanted if n % 2 else None},
+            "set",
+        )
         for n in range(40)
     ]
 
@@ -180,7 +188,9 @@ def test_a_missing_call_is_a_miss(share: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("share", SHARES)
 def test_an_unanswered_dialogue_scores_worst(share: float, tmp_path: Path) -> None:
     items = [Item(Request(f"{n:02}", "converse", "en", turns=(Turn("a"), Turn("b"))), {}, "gaming") for n in range(30)]
-    decided, _ = judge(lambda prompt, tool: {"reason": "", "factual": True, "relevant": False, "score": 4}, Store(tmp_path))
+    decided, _ = judge(
+        lambda prompt, tool: {"reason": "", "factual": True, "relevant": False, "score": 4}, Store(tmp_path)
+    )
     faulty = Faulty(Scripted(lambda request: [Reply("x"), Reply("y")]), share)
     result = run(open_task("dialogues"), items, faulty, tmp_path, instruments=Telepath(Store(tmp_path), judge=decided))
     alive = 1 - np.mean([faulty.fails(item.id) for item in items])
@@ -204,14 +214,19 @@ def test_requirements_that_depend_on_one_that_failed_fail(tmp_path: Path) -> Non
         {"question": "no rest?", "rule": "model_forbidden_word:[rest]", "of": "reply"},
         {"question": "two parts?", "rule": "model_number:[2,2]"},
     ]
-    items = [Item(Request(n, "converse", "en", turns=(Turn("go"),)), {"questions": questions}, "set") for n in ("long", "none")]
+    items = [
+        Item(Request(n, "converse", "en", turns=(Turn("go"),)), {"questions": questions}, "set")
+        for n in ("long", "none")
+    ]
 
     def decide(prompt: str, tool: object) -> dict[str, object]:
         return {"parts": "much || too long"} if "Copy the parts" in prompt else {"reason": "", "yes": True}
 
     decided, model = judge(decide, Store(tmp_path))
     system = Scripted(lambda request: [Reply("much too long")] if request.id == "long" else [])
-    result = run(open_task("instructions"), items, system, tmp_path, instruments=Telepath(Store(tmp_path), judge=decided))
+    result = run(
+        open_task("instructions"), items, system, tmp_path, instruments=Telepath(Store(tmp_path), judge=decided)
+    )
     rows = {row.id: row for row in result.rows}
     assert rows["long"].scores["DRFR"] == [3, 5]  # not short, so not politely short; true; no "rest"; two parts
     assert rows["long"].scores["by rule"] == [1, 2]
@@ -284,7 +299,13 @@ def test_what_is_kept_comes_back_whole(tmp_path: Path) -> None:
     assert back is not None
     assert back.replies[1] == output.replies[1]
     one = back.replies[0]
-    assert (one.text, one.calls, one.seconds, one.first, one.heard) == ("text", output.replies[0].calls, 1.5, 0.25, "heard")
+    assert (one.text, one.calls, one.seconds, one.first, one.heard) == (
+        "text",
+        output.replies[0].calls,
+        1.5,
+        0.25,
+        "heard",
+    )
     assert one.audio is not None
     assert np.array_equal(one.audio.samples, audio.samples)
     assert store.output("cd34") is None

@@ -17,8 +17,7 @@ from stepaudio.eval.metrics.mos import DnsMos, Mos
 from stepaudio.eval.metrics.speaker import encoder
 from stepaudio.eval.store import Store, key
 from stepaudio.eval.systems.bundle import fingerprint
-from stepaudio.speech.bundle import Bundle
-from stepaudio.speech.bundle_spec import read_spec
+from stepaudio.speech.bundle import load
 from stepaudio.speech.roles import SpeakerEncoder
 from stepaudio.speech.weights import Store as Weights
 from stepaudio.speech.weights import catalogue
@@ -45,7 +44,7 @@ class Instruments:
 
     def __init__(self, setup: Setup, store: Store, *, sets: Path) -> None:
         self.setup, self.store, self._sets = setup, store, sets
-        self._bundle = Bundle(read_spec(setup.asr))
+        self._bundle = load(setup.asr)  # the same models as the system under test, if it is that bundle
 
     # ------------------------------------------------------------ hearing
 

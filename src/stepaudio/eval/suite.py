@@ -26,8 +26,7 @@ from stepaudio.eval.tasks import TASKS, open_task
 from stepaudio.eval.tasks.base import Task
 from stepaudio.eval.tasks.live import NAME as LIVE
 from stepaudio.eval.tasks.live import run_live
-from stepaudio.speech.bundle import Bundle
-from stepaudio.speech.bundle_spec import read_spec
+from stepaudio.speech.bundle import load
 
 SETS = Path("evals")
 
@@ -175,24 +174,24 @@ def _spoken(items: Sequence[Item], speaker: str, store: Store, doing: Doing) -> 
     if not silent:
         return list(items)
     step = doing("speaking the questions", len(silent))
-    with Bundle(read_spec(speaker)) as bundle:
+    bundle = load(speaker)  # closed with the instruments
 
-        def speak(turn: Turn, language: str) -> Turn:
-            if turn.clip is not None:
-                return turn
-            path = store.audio(key("spoken", bundle.name, turn.text, language), 0)
-            if not path.is_file():
-                from stepaudio.audio.encode import write
+    def speak(turn: Turn, language: str) -> Turn:
+        if turn.clip is not None:
+            return turn
+        path = store.audio(key("spoken", bundle.name, turn.text, language), 0)
+        if not path.is_file():
+            from stepaudio.audio.encode import write
 
-                path.parent.mkdir(parents=True, exist_ok=True)
-                chunks = [speech.samples for speech in bundle.say(turn.text, language=language)]
-                write(path, np.concatenate(chunks), bundle.speaker.rate)
-            return Turn(turn.text, Clip(path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            chunks = [speech.samples for speech in bundle.say(turn.text, language=language)]
+            write(path, np.concatenate(chunks), bundle.speaker.rate)
+        return Turn(turn.text, Clip(path))
 
-        spoken = []
-        for item in items:
-            turns = tuple(speak(turn, item.language) for turn in item.request.turns)
-            spoken.append(replace(item, request=replace(item.request, turns=turns)))
-            if item in silent:
-                step()
-        return spoken
+    spoken = []
+    for item in items:
+        turns = tuple(speak(turn, item.language) for turn in item.request.turns)
+        spoken.append(replace(item, request=replace(item.request, turns=turns)))
+        if item in silent:
+            step()
+    return spoken

@@ -13,6 +13,7 @@ from stepaudio.speech.roles import Tool
 
 
 def own(path: Path) -> list[Item]:
+    """The names of items begin with their folder's, so that outputs for several sets can lie in one place."""
     listed = path / "tools.json"
     tools = {tool.name: tool for tool in _tools(listed)} if listed.is_file() else {}
     return [_item(row, path, tools) for row in json_lines(path / "items.jsonl")]
@@ -22,7 +23,7 @@ def _item(row: Mapping[str, Any], folder: Path, tools: Mapping[str, Tool]) -> It
     if row["kind"] not in get_args(Kind):
         raise ValueError(f"{row['id']}: no kind {row['kind']!r}")
     request = Request(
-        row["id"],
+        f"{folder.resolve().name}/{row['id']}",
         row["kind"],
         row["language"],
         row.get("text", ""),

@@ -19,8 +19,7 @@ from stepaudio.eval.store import Store
 from stepaudio.eval.store import key as digest
 from stepaudio.eval.systems.bundle import fingerprint
 from stepaudio.eval.systems.rest import split_model
-from stepaudio.speech.bundle import Bundle
-from stepaudio.speech.bundle_spec import read_spec
+from stepaudio.speech.bundle import load
 from stepaudio.speech.roles import Responder, Sampling, ToolCall
 
 _MAX_TOKENS = 200
@@ -135,7 +134,7 @@ def open_judge(
             calibration=calibration,
             close=responder.close,
         )
-    bundle = Bundle(read_spec(written))
+    bundle = load(written)
     model = next(iter(bundle.spec.roles["responder"].weights.values()), bundle.spec.roles["responder"].backend)
     return Judge(
         f"{model} (bundle {bundle.name})",

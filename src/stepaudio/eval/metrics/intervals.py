@@ -175,9 +175,9 @@ def _permutation(stacked: NDArray[np.float64], observed: float, rounds: int, see
     else:
         swaps = np.random.default_rng(seed).integers(0, 2, (rounds, count))
     a, da, b, db = stacked
-    kept = swaps == 0
-    first = np.where(kept, a, b).sum(1) / np.where(kept, da, db).sum(1)
-    second = np.where(kept, b, a).sum(1) / np.where(kept, db, da).sum(1)
+    # What a swap moves from one system's sum to the other's.
+    top, bottom = swaps @ (b - a), swaps @ (db - da)
+    first, second = (a.sum() + top) / (da.sum() + bottom), (b.sum() - top) / (db.sum() - bottom)
     extreme = int((np.abs(second - first) >= abs(observed) - 1e-12).sum())
     # A sampled test counts the observed arrangement as one of its own, so that p is never zero.
     return extreme / len(swaps) if exact else (extreme + 1) / (rounds + 1)

@@ -12,8 +12,8 @@ from stepaudio.eval.items import Audio, Call, Kind, Reply, Request, Turn
 from stepaudio.eval.store import key
 from stepaudio.eval.systems import MAX_TOKENS
 from stepaudio.speech.answer import Answered, Called, Heard, Said
-from stepaudio.speech.bundle import Bundle
-from stepaudio.speech.bundle_spec import BundleSpec, read_spec
+from stepaudio.speech.bundle import load
+from stepaudio.speech.bundle_spec import BundleSpec
 from stepaudio.speech.roles import Message, Sampling, Speech
 
 _NEEDS: dict[Kind, tuple[str, ...]] = {
@@ -29,7 +29,7 @@ class BundleSystem:
 
     def __init__(self, name: str) -> None:
         """Raises NotFoundError for an unknown bundle."""
-        self.bundle = Bundle(read_spec(name))
+        self.bundle = load(name)
         self.name = self.bundle.name
         self.kinds = frozenset(kind for kind, roles in _NEEDS.items() if all(map(self.bundle.has, roles)))
         self.fingerprint = fingerprint(self.bundle.spec)

@@ -6,7 +6,8 @@ Either `outputs.jsonl`, one object a line:
     {"id": "en/002", "replies": [{"text": "...", "audio": "a.wav", "calls": [{"name": "f", "arguments": {}}]}]}
     {"id": "en/003", "error": "what went wrong"}
 
-or just files named by the items: `en/001.txt`, `en/001.wav`. The files of one task may lie in a subfolder of its name.
+or just files named by the items: `en/001.txt`, `en/001.wav`. The names of our own sets begin with their folder:
+`asr/en-00`.
 """
 
 from __future__ import annotations
