@@ -53,6 +53,8 @@ class Plan:
 def run_suite(plan: Plan, doing: Doing) -> tuple[Run, Path]:
     """Run the tasks, each added to the run's folder as soon as it is done; the run and its folder. A task that the
     system has no ability for is left out when there are several, an error when it is the only one."""
+    if len(plan.tasks) > 1 and plan.protocol != "strict":
+        raise InputError(f"the protocol {plan.protocol} belongs to one task: run that task alone", param="protocol")
     store = Store(plan.out / "cache")
     system = open_system(plan.system, key=plan.key)
     instruments = Instruments(plan.instruments, store, sets=plan.sets)
@@ -116,7 +118,6 @@ def _run_one(name: str, plan: Plan, system: System, store: Store, instruments: I
             seed=plan.seed,
             doing=doing,
         )
-    # A protocol of one task is asked for by that task alone; in a run of several the others are strict.
     task = open_task(name, plan.protocol)
     items = _some(read_items(task, plan), plan.limit)
     items = _spoken(items, plan.instruments.asr, store, doing)
