@@ -113,9 +113,9 @@ def test_the_worst_come_first_and_failures_before_their_equals() -> None:
         Row("worse", "", "en", "", {"WER": [8, 4]}),
         Row("other", "", "en", "", {}),
     ]
-    assert [row.id for row in worst(rows, metric)] == ["worse", "gone", "bad", "fine"]
+    assert [row.id for row, _ in worst(rows, [metric])] == ["worse", "gone", "bad", "fine"]
     higher = Metric("WER", "mean", "higher", "")
-    assert worst(rows, higher)[0].id == "fine"
+    assert worst(rows, [higher])[0][0].id == "fine"
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.013), (-3.2, 7), (1, 5), (0, 346)])

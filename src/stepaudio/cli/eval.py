@@ -83,7 +83,7 @@ def _command(task: str, about: str) -> Callable[..., None]:
     return command
 
 
-for _name, (_, _about) in TASKS.items():
+for _name, _about in TASKS.items():
     app.command(_name, rich_help_panel="Tasks")(_command(_name, _about))
 app.command("all", rich_help_panel="Tasks")(_command("all", "All tasks that the system has the abilities for."))
 

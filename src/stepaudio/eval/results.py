@@ -95,10 +95,10 @@ class Run:
 
 
 def figures(metrics: Sequence[Metric], rows: Sequence[Row]) -> list[Figure]:
-    """Every metric over all items and over each group; a metric that no item of a group has is left out."""
-    groups = sorted({row.group for row in rows})
+    """Every metric over all items that have it, and over each of their groups where there are several."""
     found = []
     for metric in metrics:
+        groups = sorted({row.group for row in rows if metric.name in row.scores})
         for subset in ["all", *groups] if len(groups) > 1 else ["all"]:
             some = [row for row in rows if metric.name in row.scores and subset in ("all", row.group)]
             if some and sum(row.scores[metric.name][1] for row in some):

@@ -134,32 +134,31 @@ def _failures(task: TaskResult) -> str:
 
 
 def _worst(task: TaskResult, store: Store) -> str:
-    """The items that cost the first metric most, with their sound."""
-    metric = next((each for each in task.metrics if not each.measured and each.better != "neither"), None)
-    if metric is None:
-        return ""
-    found = worst(task.rows, metric)
+    """The worst items, with their sound."""
+    found = worst(task.rows, task.metrics)
     if not found:
         return ""
-    rows = [(escape(row.id), _score(row, metric), _shown(row), _player(row, store)) for row in found]
-    return f"<h3>The worst {len(rows)}</h3>" + table(("Item", escape(metric.name), "What was said", "Sound"), rows)
+    rows = [(escape(row.id), _score(row, metric), _shown(row), _player(row, store)) for row, metric in found]
+    return f"<h3>The worst {len(rows)}</h3>" + table(("Item", "Score", "What was said", "Sound"), rows)
 
 
-def worst(rows: Sequence[Row], metric: Metric) -> list[Row]:
-    """The items that cost a metric most, failures first among equals."""
-    known = [row for row in rows if metric.name in row.scores and row.scores[metric.name][1]]
-    sign = 1 if metric.better == "higher" else -1
-    ranked = sorted(
-        known, key=lambda row: (sign * row.scores[metric.name][0] / row.scores[metric.name][1], row.error is None)
-    )
-    return ranked[:WORST]
+def worst(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[tuple[Row, Metric]]:
+    """The items that cost their first metric most (a language has its own), failures first among equals."""
+    ranked = []
+    for row in rows:
+        metric = next((each for each in metrics if not each.measured and row.scores.get(each.name, [0, 0])[1]), None)
+        if metric is not None:
+            top, bottom = row.scores[metric.name]
+            badness = top / bottom if metric.better == "lower" else -top / bottom
+            ranked.append((-badness, row.error is None, row, metric))
+    ranked.sort(key=lambda each: each[:2])
+    return [(row, metric) for _, _, row, metric in ranked[:WORST]]
 
 
 def _score(row: Row, metric: Metric) -> str:
     top, bottom = row.scores[metric.name]
-    if metric.form == "ratio":
-        return f"{top:g} of {bottom:g}"
-    return words.number(top / bottom, metric)
+    value = f"{top:g} of {bottom:g}" if metric.form == "ratio" else words.number(top / bottom, metric)
+    return f"{escape(metric.name)}: {value}"
 
 
 def _shown(row: Row) -> str:

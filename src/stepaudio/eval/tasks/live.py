@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from stepaudio.errors import InputError
 from stepaudio.eval.results import Metric, Row, TaskResult, figures
 from stepaudio.eval.runner import Doing
+
+if TYPE_CHECKING:
+    from stepaudio.bench.live.recording import Recording
 
 NAME, TITLE = "live", "Live conversation"
 _METRICS = [
@@ -54,26 +59,31 @@ def run_live(system: str, *, key: str | None, speaker: str, conversations: int, 
                 progress=doing("live: playing conversations", total),
             )
         )
-    rows = []
-    for recording in recordings:
-        for turn in turns(recording):
-            scores: dict[str, list[float]] = {
-                "answered": [float(not turn.missed), 1],
-                "cut in": [float(turn.cut_in), 1],
-            }
-            if turn.latency is not None:
-                scores["latency"] = [turn.latency, 1]
-            if turn.stopped is not None or turn.talked_over:
-                scores["stopped"] = [float(not turn.talked_over), 1]
-            if turn.stopped is not None:
-                scores["barge-in to silence"] = [turn.stopped, 1]
-            if turn.gave_way is not None:
-                scores["gave way to a murmur"] = [float(turn.gave_way), 1]
-            error = "; ".join(recording.errors) or "no audible reply" if turn.missed else None
-            shown = {"turn": turn.kind, "latency": "none" if turn.latency is None else f"{turn.latency:.2f} s"}
-            name = f"{turn.conversation}/{turn.turn}"
-            rows.append(Row(name, turn.kind, turn.language, turn.conversation, scores, error, [], shown))
+    rows = score(recordings)
     extra = {"setup": options.setup, "turns": [asdict(turn) for recording in recordings for turn in turns(recording)]}
     return TaskResult(
         NAME, TITLE, 1, "strict", _METRICS, figures(_METRICS, rows), rows, [], extra, time.perf_counter() - started
     )
+
+
+def score(recordings: Sequence[Recording]) -> list[Row]:
+    """A row for each turn; one without an audible reply failed."""
+    from stepaudio.bench.live.measure import turns
+
+    rows = []
+    for recording in recordings:
+        for turn in turns(recording):
+            scores = {"answered": [float(not turn.missed), 1.0], "cut in": [float(turn.cut_in), 1.0]}
+            if turn.latency is not None:
+                scores["latency"] = [turn.latency, 1.0]
+            if turn.stopped is not None or turn.talked_over:
+                scores["stopped"] = [float(not turn.talked_over), 1.0]
+            if turn.stopped is not None:
+                scores["barge-in to silence"] = [turn.stopped, 1.0]
+            if turn.gave_way is not None:
+                scores["gave way to a murmur"] = [float(turn.gave_way), 1.0]
+            error = ("; ".join(recording.errors) or "no audible reply") if turn.missed else None
+            shown = {"turn": turn.kind, "latency": "none" if turn.latency is None else f"{turn.latency:.2f} s"}
+            name = f"{turn.conversation}/{turn.turn}"
+            rows.append(Row(name, turn.kind, turn.language, turn.conversation, scores, error, [], shown))
+    return rows
