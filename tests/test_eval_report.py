@@ -237,10 +237,25 @@ def test_tasks_of_one_system_add_up_in_its_run(tmp_path: Path) -> None:
     assert set(run.tasks) == {"listening"}
 
 
+def test_instruments_that_are_missing_are_said(tmp_path: Path) -> None:
+    class Bare(Telepath):
+        def can(self, what: str) -> str | None:
+            return f"{what} is not installed"
+
+    store = Store(tmp_path)
+    item = Item(Request("x", "say", "en", "hello"), {}, "set")
+    silent = Scripted(lambda request: [Reply("", Audio(sound(), RATE))])
+    result = run_task(open_task("tts"), [item], silent, store, Bare(store))
+    assert result.notes == ["Not measured: mos is not installed."]
+    assert not any(figure.metric == "DNSMOS" for figure in result.figures)
+
+
 def test_what_a_system_cannot_do_is_said(tmp_path: Path) -> None:
     plan = Plan(("qa",), "codec:g711", sets=SETS, out=tmp_path)
     with pytest.raises(InputError, match="it has to converse, and it can resynthesise"):
         run_suite(plan, lambda description, steps: lambda: None)
+    with pytest.raises(InputError, match="run that task alone"):
+        run_suite(Plan(("asr", "qa"), "small", protocol="kimi_compat"), lambda description, steps: lambda: None)
 
 
 def test_sets_are_of_the_tasks_kind_and_limited_by_language(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stepaudio.errors import StepAudioError
 from stepaudio.eval.items import Audio
 from stepaudio.eval.metrics.mos import DnsMos, Mos
-from stepaudio.eval.metrics.speaker import encoder
+from stepaudio.eval.metrics.speaker import OnnxSpeakerEncoder
 from stepaudio.eval.store import Store, key
 from stepaudio.eval.systems.bundle import fingerprint
 from stepaudio.speech.bundle import load
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stepaudio.eval.judges.judge import Judge
 
 _RATE = 16_000
+Instrument = Literal["mos", "voice"]
+"""Those that a machine may be without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class Instruments:
     @cached_property
     def _speaker(self) -> tuple[str, SpeakerEncoder]:
         if self.setup.speaker_model is not None:
-            return encoder(self.setup.speaker_model)
+            found = OnnxSpeakerEncoder(self.setup.speaker_model)
+            return found.name, found
         return "Resemblyzer", self._bundle.speaker_encoder
 
     @property
@@ -119,8 +122,8 @@ class Instruments:
             calibration=self._sets / "calibration",
         )
 
-    def can(self, what: str) -> str | None:
-        """Why one of `mos`, `voice` cannot be had; None if it can."""
+    def can(self, what: Instrument) -> str | None:
+        """Why one of them cannot be had; None if it can."""
         try:
             _ = self._mos if what == "mos" else self._speaker[1]
         except StepAudioError as error:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from stepaudio.audio.pcm import Samples
 from stepaudio.errors import AudioError, InputError, NotFoundError
-from stepaudio.speech.roles import SpeakerEncoder
 
 
 def similarity(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
@@ -75,9 +74,3 @@ class OnnxSpeakerEncoder:
         features = KaldiFbank(taper="povey")(samples)
         centred: NDArray[np.float32] = features - features.mean(axis=0, keepdims=True)
         return centred
-
-
-def encoder(model: Path) -> tuple[str, SpeakerEncoder]:
-    """The encoder at a path, and the label of its figures."""
-    found = OnnxSpeakerEncoder(model)
-    return found.name, found

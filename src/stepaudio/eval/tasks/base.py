@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stepaudio.errors import InputError, MissingError, StepAudioError
-from stepaudio.eval.instruments import Instruments
+from stepaudio.eval.instruments import Instrument, Instruments
 from stepaudio.eval.items import Item, Kind, Output
 from stepaudio.eval.results import Metric, Row
 
@@ -43,6 +43,8 @@ class Task(ABC):
     version: int = 1
     protocols: tuple[str, ...] = ("strict",)
     """Ways to score: `strict`, and published ones with their quirks, as NAME_compat."""
+    uses: tuple[Instrument, ...] = ()
+    """Instruments that it measures with where they are."""
     own: str
     """The folder of our own sets that it runs on when no other is named."""
 
@@ -71,8 +73,8 @@ class Task(ABC):
         return list(rows)
 
     def notes(self, rows: Sequence[Row], instruments: Instruments) -> list[str]:
-        """What a reader of the figures has to know."""
-        return []
+        """What a reader of the figures has to know: which of them are missing, and why."""
+        return [f"Not measured: {reason}." for what in self.uses if (reason := instruments.can(what))]
 
     def extra(self, rows: Sequence[Row], instruments: Instruments) -> dict[str, Any]:
         """Further facts for the JSON."""

@@ -24,6 +24,7 @@ class Codec(Task):
     name = "codec"
     title = "Resynthesis"
     kind = "resynthesise"
+    uses = ("mos", "voice")
     own = "asr"
 
     def metrics(self, items: Sequence[Item], instruments: Instruments) -> list[Metric]:

@@ -29,6 +29,7 @@ class Tts(Task):
     title = "Speech synthesis"
     kind = "say"
     protocols = ("strict", "seed_compat")
+    uses = ("mos",)
     own = "tts"
 
     def metrics(self, items: Sequence[Item], instruments: Instruments) -> list[Metric]:
