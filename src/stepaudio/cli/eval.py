@@ -249,10 +249,12 @@ def _show_ratings(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = sorted({name for row in found["systems"] for name in row})
+    names = list(dict.fromkeys(name for row in found["systems"] for name in row))
     table = Table(*names, title=f"{found['kind']}: {found['raters']} raters, {found['left_out']} left out")
     for row in found["systems"]:
-        table.add_row(*(f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in names))
+        table.add_row(
+            *("-" if row[n] is None else f"{row[n]:.2f}" if isinstance(row[n], float) else str(row[n]) for n in names)
+        )
     Console(highlight=False).print(table)
 
 
