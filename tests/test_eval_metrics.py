@@ -118,6 +118,18 @@ def test_wilsons_published_example() -> None:
     assert (found.low, found.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
 
 
+def test_a_share_of_clusters_that_repeat_is_that_of_the_clusters() -> None:
+    hits = [True] * 7 + [False] * 13
+    once = intervals.share(hits)
+    clusters = [n for n in range(20) for _ in range(3)]
+    thrice = intervals.share([hit for hit in hits for _ in range(3)], clusters)
+    # The clustered variance alone would have 19 count (it divides by n - 1); a cluster counts for one at least.
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    none = intervals.share([False] * 60, clusters)
+    assert none.high == pytest.approx(intervals.share([False] * 20).high)
+    assert none.high > 0.1
+
+
 def test_the_median_of_clusters() -> None:
     found = intervals.median([1, 2, 3, 4, 100], ["a", "b", "c", "d", "e"])
     assert found.value == 3

@@ -74,19 +74,20 @@ def mean(values: ArrayLike, clusters: Sequence[Hashable] | None = None) -> Estim
 
 
 def share(hits: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Estimate:
-    """The share of hits with Wilson's interval; with real clusters the clustered t interval, cut to [0, 1]."""
+    """The share of hits with Wilson's interval. Items in clusters count for as many independent ones as would have the
+    same standard error, at least one a cluster; where all are alike there is none, and a cluster counts for one."""
     n = len(hits)
     if n == 0:
         raise InputError("there is nothing to take a share of")
-    if clusters is not None and len(set(clusters)) < n:
-        found = mean([float(hit) for hit in hits], clusters)
-        if found.low is None or found.high is None:
-            return found
-        return Estimate(found.value, max(0.0, found.low), min(1.0, found.high), n, found.clusters, found.method)
-    p = sum(hits) / n
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    reach = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n)) / (1 + _Z**2 / n)
-    return Estimate(p, max(0.0, centre - reach), min(1.0, centre + reach), n, n, "Wilson")
+    p, count, size = sum(hits) / n, n, float(n)
+    if clusters is not None and (count := len(set(clusters))) < n:
+        sums, sizes, _ = _grouped(np.asarray(hits, np.float64), np.ones(n), clusters)
+        variance = float(((sums - sizes * p) ** 2).sum()) * count / max(1, count - 1) / n**2
+        size = min(float(n), max(float(count), p * (1 - p) / variance)) if variance else float(count)
+    centre = (p + _Z**2 / (2 * size)) / (1 + _Z**2 / size)
+    reach = _Z * math.sqrt(p * (1 - p) / size + _Z**2 / (4 * size**2)) / (1 + _Z**2 / size)
+    method = "Wilson" if count == n else "Wilson, clustered"
+    return Estimate(p, max(0.0, centre - reach), min(1.0, centre + reach), n, count, method)
 
 
 def median(
