@@ -14,6 +14,7 @@ import typer
 
 from stepaudio import __version__
 from stepaudio.cli import bench, bundles, chat, clone, say, serve, talk, tokenize, transcribe
+from stepaudio.cli import eval as judging
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -44,6 +45,7 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(bench.app, name="bench")
+app.add_typer(judging.app, name="eval")
 
 
 def _version(wanted: bool) -> None:
