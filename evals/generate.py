@@ -125,9 +125,7 @@ def _turns(texts: list[str], language: str, name: str, reader: Reader) -> list[d
     ]
 
 
-def _item(
-    name: str, kind: str, language: str, group: str, cluster: str, reference: dict[str, Any]
-) -> dict[str, Any]:
+def _item(name: str, kind: str, language: str, group: str, cluster: str, reference: dict[str, Any]) -> dict[str, Any]:
     item = {"id": name, "kind": kind, "language": language, "group": group, "reference": reference}
     return item | ({"cluster": cluster} if cluster else {})
 
