@@ -59,18 +59,30 @@ def _no_extras(value: Any, where: str) -> None:
 class ScriptedTranscriber(FixedTranscriber):
     """Hears a line of a script per turn, the last one for ever; a line may be an error to raise.
 
-    A turn is transcribed several times, each time with more of it: audio shorter than the last is another's.
+    A turn is transcribed several times, each time with more of it: audio that neither goes on where the last one ended
+    nor is its beginning is another turn's.
     """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
-        self.lines: list[str | Exception] = ["hello world"]
+        self.lines = ["hello world"]
         self.heard: list[float] = []
+
+    @property
+    def lines(self) -> list[str | Exception]:
+        return self._lines
+
+    @lines.setter
+    def lines(self, lines: list[str | Exception]) -> None:
+        self._lines, self._last = lines, np.zeros(0, np.float32)
 
     def transcribe(self, samples: Samples, *, cancel: Event | None = None, **options: Any) -> Transcript:
         known = super().transcribe(samples, cancel=cancel, **options)
-        if self.heard and known.duration < self.heard[-1] and len(self.lines) > 1:
+        common = min(len(samples), len(self._last))
+        same = len(samples) != len(self._last) and np.array_equal(samples[:common], self._last[:common])
+        if len(self._last) and not same and len(self.lines) > 1:
             self.lines.pop(0)
+        self._last = samples
         self.heard.append(known.duration)
         line = self.lines[0]
         if isinstance(line, Exception):

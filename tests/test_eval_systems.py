@@ -96,7 +96,7 @@ def server() -> Iterator[Live]:
 
 
 def conversation(**fields: object) -> Request:
-    other = Clip(encode(sound(1.2), RATE, "wav"))  # the server remembers what it has heard
+    other = Clip(encode(-sound(1.2), RATE, "wav"))  # not the beginning of the first one, or going on from it
     turns = (Turn("first", CLIP), Turn("second", other))
     return Request("x", "converse", "en", turns=turns, **fields)  # type: ignore[arg-type]
 
