@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bench, bundles, chat, say, serve, talk, tokenize, transcribe
+from stepaudio.cli import bench, bundles, chat, data, say, serve, talk, tokenize, train, transcribe
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -42,6 +42,8 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 
 
 def _version(wanted: bool) -> None:

@@ -122,8 +122,21 @@ def _english_slots(folder: Path) -> dict[str, list[str]]:
         "small": [str(n) for n in range(2, 60)],
         "year": [str(n) for n in range(1900, 2030)],
         "hour": [f"{h}:{m:02}" for h in range(1, 13) for m in (10, 15, 20, 30, 45)] + ["noon", "midnight"],
-        "day": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split(),
-        "month": "January February March April May June July August September October November December".split(),
+        "day": ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"],
+        "month": [
+            "January",
+            "February",
+            "March",
+            "April",
+            "May",
+            "June",
+            "July",
+            "August",
+            "September",
+            "October",
+            "November",
+            "December",
+        ],
     }
 
 

@@ -1,0 +1,55 @@
+"""`stepaudio data`: the speech that models are trained on."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepaudio.cli.output import JsonOption, console, print_json, progress
+
+app = typer.Typer(no_args_is_help=True, help="Make the speech that models are trained on.")
+
+
+@app.callback()
+def _options() -> None:
+    """Make the speech that models are trained on."""
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder of the recordings and manifest.jsonl; what is there is kept.")],
+    size: Annotated[int, typer.Option(help="English sentences by hibari's voice in 24 shapes.", min=0)] = 24_000,
+    kokoro: Annotated[
+        int, typer.Option(help="English sentences by Kokoro's voices; half as many Chinese ones.", min=0)
+    ] = 260,
+    processes: Annotated[int, typer.Option(help="Workers, a core each.", min=1)] = os.cpu_count() or 1,
+    seed: Annotated[int, typer.Option(help="Draws the sentences that are made from templates.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Let the packaged voices say WordNet's sentences and our own; stop it at any time, it goes on from there."""
+    from stepaudio.data import plan, text
+    from stepaudio.data.synthesis import synthesize as speak
+    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher
+    from stepaudio.speech.weights import Store, catalogue
+
+    store = Store()
+    needed = ("wordnet", *(("kokoro-82m", "kokoro-voices") if kokoro else ()))
+    wordnet, *speaker = (store.verified(catalogue()[name]) for name in needed)
+    voices = [path.stem for path in sorted(speaker[1].glob("*.bin"))] if kokoro else []
+    chinese = text.chinese(2 * kokoro, seed) if kokoro else []
+    said = plan.nano(text.english(wordnet, seed), chinese, voices, size, kokoro)
+    teachers = {"hibari": HibariTeacher} | ({"kokoro": partial(KokoroTeacher, *speaker)} if kokoro else {})
+    seconds = 0.0
+    with progress(quiet=json) as bars:
+        task = bars.add_task("speaking", total=len(said))
+        for lines, audio in speak(said, out, teachers, processes=processes):
+            seconds += audio
+            bars.update(task, advance=lines, description=f"{seconds / 3600:.1f} h")
+    if json:
+        print_json({"manifest": str(out / "manifest.jsonl"), "lines": len(said), "hours": seconds / 3600})
+    else:
+        console().print(f"{out / 'manifest.jsonl'}: {len(said)} lines, {seconds / 3600:.1f} h")

@@ -1,0 +1,128 @@
+"""The reader: what turns the codes of the semantic branch back into text.
+
+It is the upper half of the recogniser that trains the tokenizer, sees whole utterances in both directions, and is kept
+beside the tokenizer because it measures what the codes still say (`stepaudio eval codec`).
+
+Shapes: B utterances, T frames, D width, V pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stepaudio.errors import InputError, MissingError
+from stepaudio.tokenizer.sanm import sinusoids
+from stepaudio.train.pieces import BLANK, join
+
+FILE = "reader.safetensors"
+
+
+@dataclass(frozen=True)
+class ReaderConfig:
+    width: int = 192
+    blocks: int = 3
+    kernel: int = 15
+    dropout: float = 0.0
+
+    @property
+    def heads(self) -> int:
+        """Of 48 dimensions or more."""
+        return max(1, self.width // 48)
+
+
+class Reader(nn.Module):
+    """Quantised frames [B, T, D] to frames that know their utterance, and to pieces by CTC."""
+
+    def __init__(self, config: ReaderConfig, vocabulary: int) -> None:
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList([_Block(config) for _ in range(config.blocks)])
+        self.norm = nn.LayerNorm(config.width)
+        self.ctc = nn.Linear(config.width, vocabulary)
+
+    def forward(self, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+        positions = sinusoids(torch.zeros_like(lengths_B), x_BTD.shape[1], self.config.width)
+        real_BT = torch.arange(x_BTD.shape[1], device=x_BTD.device) < lengths_B[:, None]
+        x_BTD = x_BTD + positions.to(x_BTD.dtype)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, real_BT)
+        y_BTD: Tensor = self.norm(x_BTD)
+        return y_BTD
+
+    def scores(self, x_BTD: Tensor) -> Tensor:
+        """Log-probabilities of the pieces [B, T, V]."""
+        scores: Tensor = self.ctc(x_BTD).float()
+        return scores.log_softmax(dim=-1)
+
+    @torch.no_grad()
+    def read(self, x_BTD: Tensor, lengths_B: Tensor, pieces: list[str]) -> list[str]:
+        """Greedy CTC text of each utterance."""
+        best_BT = self.scores(self(x_BTD, lengths_B)).argmax(dim=-1)
+        texts = []
+        for best, length in zip(best_BT, lengths_B.tolist(), strict=True):
+            labels = torch.unique_consecutive(best[:length])
+            texts.append(join(pieces, labels[labels != BLANK].tolist()))
+        return texts
+
+
+class _Block(nn.Module):
+    """Self-attention, depthwise convolution and feed-forward, each pre-normed: a light Conformer (arXiv 2005.08100)."""
+
+    def __init__(self, config: ReaderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.gate = nn.Linear(width, 2 * width)
+        self.depthwise = nn.Conv1d(width, width, config.kernel, padding=config.kernel // 2, groups=width)
+        self.pointwise = nn.Linear(width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self._attend(self.norm1(x_BTD), real_BT))
+        gated = F.glu(self.gate(self.norm2(x_BTD))) * real_BT[..., None]
+        convolved = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
+        x_BTD = x_BTD + self.dropout(self.pointwise(F.silu(convolved)))
+        return x_BTD + self.dropout(self.down(F.silu(self.up(self.norm3(x_BTD)))))
+
+    def _attend(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
+        b, t, d = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(b, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=real_BT[:, None, None])
+        y: Tensor = self.out(mixed.transpose(1, 2).reshape(b, t, d))
+        return y
+
+
+def save_reader(path: Path, reader: Reader, pieces: list[str], *, dtype: torch.dtype = torch.float16) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in reader.state_dict().items()}
+    facts = {"config": asdict(reader.config), "pieces": pieces}
+    save_file(tensors, path, metadata={"reader": json.dumps(facts, ensure_ascii=False)})
+
+
+def load_reader(path: Path) -> tuple[Reader, list[str]]:
+    """A reader and its pieces. Raises MissingError without the file and InputError when it is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingError(f"{path} is missing: this tokenizer has no reader to measure it with")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["reader"])
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
+        reader = Reader(ReaderConfig(**facts["config"]), len(facts["pieces"]))
+        reader.load_state_dict(tensors)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"{path} is not a reader, or is damaged: {error}") from error
+    return reader.eval(), list(facts["pieces"])
