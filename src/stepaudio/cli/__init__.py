@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bench, bundles, chat, data, say, serve, talk, tokenize, train, transcribe
+from stepaudio.cli import bench, bundles, chat, data, eval, say, serve, talk, tokenize, train, transcribe
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -44,6 +44,7 @@ for verb in (
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(eval.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

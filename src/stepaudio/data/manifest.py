@@ -9,7 +9,8 @@
 | `language`, `speaker`, `teacher`, `source`, `seed`, `split` | who said it, what made it, where the text is from |
 | `phonemes`, `ends` | one symbol per phoneme, and when each ends in milliseconds |
 
-Only the first three are needed; what is unknown is left out.
+Only the first three are needed; what is unknown is left out. `path`, `lang` and `seconds` are read as `audio`,
+`language` and `duration`.
 """
 
 from __future__ import annotations
@@ -74,9 +75,12 @@ def read_manifest(path: Path, *, split: str | None = None) -> list[Utterance]:
     return utterances
 
 
-def parse(entry: dict[str, Any], folder: Path) -> Utterance:
+def parse(entry: Any, folder: Path) -> Utterance:
     """An entry as decoded from JSON; fields that are not known are passed over. Raises ValueError, KeyError or
     TypeError for an entry that cannot be used."""
+    if not isinstance(entry, dict):
+        raise TypeError("no object")
+    entry = {_ALIASES.get(name, name): value for name, value in entry.items()}
     known = {name: entry[name] for name in _FIELDS if name in entry}
     known["audio"] = folder / str(entry["audio"])
     known["text"], known["duration"] = str(entry["text"]), float(entry["duration"])
@@ -101,3 +105,4 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 _FIELDS = tuple(field.name for field in fields(Utterance))
+_ALIASES = {"path": "audio", "lang": "language", "seconds": "duration"}

@@ -62,6 +62,20 @@ def words(text: str) -> list[str]:
     return re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower())
 
 
+def spoken(text: str, language: str) -> str:
+    """English as its words in lower case, Chinese as pinyin with tone digits: what can be told from the sound alone.
+
+    Numbers must be written out already.
+    """
+    if language != "zh":
+        return " ".join(words(text.replace("’", "'")))
+    try:
+        from pypinyin import Style, lazy_pinyin
+    except ImportError as error:
+        raise MissingError("reading Chinese needs pypinyin: pip install 'stepaudio[local]'") from error
+    return " ".join(lazy_pinyin(text, style=Style.TONE3, neutral_tone_with_five=True, errors="ignore"))
+
+
 def _familiar(sentences: list[Sentence]) -> list[Sentence]:
     """The sentences that are left when no word may be rare among them."""
     while True:

@@ -14,6 +14,7 @@ import numpy as np
 import soxr
 
 from stepaudio.data.synthesis import Line, Spoken
+from stepaudio.data.text import spoken
 from stepaudio.errors import TextError
 from stepaudio.speech.backends.hibari import Hibari
 from stepaudio.speech.backends.kokoro import Kokoro
@@ -59,11 +60,6 @@ class KokoroTeacher:
         pace = _pace(np.random.default_rng(line.seed))
         samples, frames = self._engine.synthesise(ids, voice=line.speaker, speed=pace, cancel=None)
         return _cut(line, said, samples, frames, rate=24_000)
-
-
-def heart(pitch: float, size: float) -> str:
-    """Name of a speaker made of hibari's voice."""
-    return f"heart@{pitch:g},{size:g}"
 
 
 def _shape(speaker: str) -> tuple[float, float]:
@@ -115,16 +111,6 @@ def _cut(line: Line, symbols: str, samples: Floats, frames: np.ndarray, *, rate:
     heard *= np.float32(_PEAK / max(float(np.abs(heard).max(initial=0.0)), 1e-3))
     # The silence before the first phoneme is a pause like any other.
     timed = [(" ", edges[0]), *zip(phonemes, ends, strict=True)]
+    said = spoken("".join(span.spoken for span in spans(line.text, line.language)), line.language)
     milliseconds = tuple(round(1000 * (min(max(end, begin), stop) - begin)) for _, end in timed)
-    return Spoken(heard, _words(line), "".join(symbol for symbol, _ in timed), milliseconds)
-
-
-def _words(line: Line) -> str:
-    """English as lower-case words, Chinese as pinyin with tone digits."""
-    text = "".join(span.spoken for span in spans(line.text, line.language))
-    if line.language == "zh":
-        from pypinyin import Style, lazy_pinyin
-
-        syllables = lazy_pinyin(text, style=Style.TONE3, neutral_tone_with_five=True, errors="ignore")
-        return " ".join(syllables)
-    return " ".join(re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'")))
+    return Spoken(heard, said, "".join(symbol for symbol, _ in timed), milliseconds)

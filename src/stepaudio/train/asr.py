@@ -108,7 +108,7 @@ class Recognizer(nn.Module):
         self.config = config
         self.encoder = SanmEncoder(config.sanm())
         self.quantizer = _quantizer(config)
-        self.phonemes = nn.Linear(config.width, config.phonemes_per_frame * phonemes)
+        self.phonemes = nn.Linear(config.width, config.phonemes_per_frame * phonemes) if phonemes else None
         self.reader = Reader(config.reader(), vocabulary)
         self.embedding = nn.Embedding(vocabulary, config.width)
         layer = nn.TransformerDecoderLayer(
@@ -158,8 +158,7 @@ class Recognizer(nn.Module):
         return Losses(total, *parts, codes, error)
 
     def _phoneme_loss(self, coded_BTD: Tensor, phonemes_BTP: Tensor) -> Tensor:
-        known = int((phonemes_BTP != IGNORE).sum())
-        if known == 0:
+        if self.phonemes is None or bool((phonemes_BTP == IGNORE).all()):
             return coded_BTD.new_zeros(())
         scores = self.phonemes(coded_BTD).float().view(*phonemes_BTP.shape, -1)
         return F.cross_entropy(scores.flatten(0, 2), phonemes_BTP.flatten(), ignore_index=IGNORE)
