@@ -32,24 +32,28 @@ def codec(
     if importlib.util.find_spec("torch") is None:
         raise MissingError("tokenizing needs torch; run: pip install 'stepaudio[train]'")
     from stepaudio.data.manifest import read_manifest
-    from stepaudio.eval.codec import read, report
+    from stepaudio.eval.codec import hear, report
 
     path = manifest / "manifest.jsonl" if manifest.is_dir() else manifest
     utterances = read_manifest(path, split=split)
     if limit:
         utterances = utterances[:: -(-len(utterances) // limit)]
-    readings = []
+    heard = []
     with progress(quiet=json) as bars:
         task = bars.add_task("tokenizing", total=len(utterances))
-        for reading in read(tokenizer, utterances):
-            readings.append(reading)
+        for one in hear(tokenizer, utterances):
+            heard.append(one)
             bars.update(task, advance=1)
-    figures = report(readings)
-    for facts in figures["errors"].values():
-        facts["all"] = asdict(facts["all"])
-        facts["by_source"] = {source: asdict(rate) for source, rate in facts["by_source"].items()}
+    figures = report(heard)
     if json:
-        print_json(figures)
+        rates = {
+            language: {
+                measure: {source: asdict(rate) for source, rate in by_source.items()}
+                for measure, by_source in measures.items()
+            }
+            for language, measures in figures["errors"].items()
+        }
+        print_json(figures | {"errors": rates})
     else:
         _show(figures)
 
@@ -62,8 +66,9 @@ def _show(figures: dict[str, Any]) -> None:
     for name in ("linguistic", "semantic"):
         use = figures[name]
         out.print(f"{name:<12}{use['usage']:.1%} of {use['codes']} codes used, perplexity {use['perplexity']:.0f}")
-    for language, facts in figures["errors"].items():
-        for source, rate in {"all": facts["all"], **facts["by_source"]}.items():
-            interval = f"{rate['low']:.1%} to {rate['high']:.1%}"
-            counted = f"{rate['units']} {facts['unit']}s in {rate['recordings']} recordings"
-            out.print(f"{language} {source:<22}{facts['unit']} error rate {rate['value']:.1%} ({interval}), {counted}")
+    for language, measures in figures["errors"].items():
+        for measure, by_source in measures.items():
+            for source, rate in by_source.items():
+                interval = f"{rate.value:.1%} ({rate.low:.1%} to {rate.high:.1%})"
+                counted = f"{rate.units} in {rate.recordings} recordings"
+                out.print(f"{language} {measure:<10}{source:<22}{interval}, {counted}")

@@ -31,6 +31,9 @@ def tokenizer(
     branch: Annotated[Branch, typer.Argument(help="The codebook to train.")],
     manifest: Annotated[Path, typer.Argument(help="manifest.jsonl; its lines of the split train are used.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")],
+    sentences: Annotated[
+        Path | None, typer.Option(help="More spoken sentences, one a line, for the words of the semantic reader.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 5000,
     batch_seconds: Annotated[float, typer.Option(help="Audio of an update, in seconds.", min=1)] = 40.0,
     width: Annotated[int | None, typer.Option(help="Width of the encoder.")] = None,
@@ -59,6 +62,7 @@ def tokenizer(
     config = TrainConfig(
         manifest=manifest,
         out=out,
+        sentences=sentences,
         model=replace(model, width=width or model.width),
         steps=steps,
         batch_seconds=batch_seconds,

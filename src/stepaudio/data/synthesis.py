@@ -11,6 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -118,6 +121,14 @@ _teachers: dict[str, Teacher] = {}
 def _start(makers: Teachers) -> None:
     global _makers
     _makers = makers
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would wait for work forever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _work(group: list[Line], out: Path, name: str) -> None:

@@ -41,7 +41,7 @@ def english(wordnet: Path, seed: int = 0) -> list[Sentence]:
     rng = np.random.default_rng((seed, 1))
     sentences = _familiar([*_wordnet(wordnet)])
     slots = _english_slots(wordnet)
-    templates = _templates("en")
+    templates = _templates("en", slots)
     filled = [Sentence(_fill(templates, slots, rng), "template") for _ in range(len(sentences) // 3)]
     return _shuffled(sentences + filled, rng)
 
@@ -49,7 +49,8 @@ def english(wordnet: Path, seed: int = 0) -> list[Sentence]:
 def chinese(count: int, seed: int = 0) -> list[Sentence]:
     """About `count` sentences from templates, each text once."""
     rng = np.random.default_rng((seed, 2))
-    slots, templates = _chinese_slots(), _templates("zh")
+    slots = _chinese_slots()
+    templates = _templates("zh", slots)
     return _shuffled([Sentence(_fill(templates, slots, rng), "template") for _ in range(count)], rng)
 
 
@@ -182,9 +183,11 @@ def _chinese_slots() -> dict[str, list[str]]:
     }
 
 
-def _templates(language: str) -> list[str]:
+def _templates(language: str, slots: dict[str, list[str]]) -> list[str]:
+    """The templates of a language that there are words for."""
     text = resources.files("stepaudio.data").joinpath("templates", f"{language}.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line and not line.startswith("#")]
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [line for line in lines if all(slots[slot] for slot in _SLOT.findall(line))]
 
 
 def _fill(templates: Sequence[str], slots: dict[str, list[str]], rng: np.random.Generator) -> str:

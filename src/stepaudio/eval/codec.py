@@ -1,8 +1,9 @@
 """What a tokenizer's codes are worth: how they are used, and what can still be read from them.
 
-The reader (`stepaudio.train.reader`) writes text from semantic codes alone, so its error is an upper bound on what the
-codes have lost. English is judged by words, Chinese by toned pinyin syllables, since Chinese characters cannot be told
-from their sound by so small a reader.
+The reader (`stepaudio.train.reader`) sees semantic codes alone, so its errors are an upper bound on what the codes have
+lost. It is judged by three measures: `words`, phonemes put together by its lexicon and bigram; `pieces`, text written
+piece by piece without either; `phonemes`, what it hears at each moment, where the manifest tells them. Words and pieces
+are English only.
 """
 
 from __future__ import annotations
@@ -21,24 +22,20 @@ from stepaudio.data.manifest import Utterance
 from stepaudio.data.text import spoken
 from stepaudio.tokenizer.dual import DualTokenizer, find
 from stepaudio.tokenizer.fbank import RATE
-from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.codes import perplexity, usage
-from stepaudio.train.reader import FILE, Reader, load_reader
+from stepaudio.train.reader import FILE, Reading, load_reader
 
 ROUNDS = 2000
-LANGUAGES = {"en": "word", "zh": "syllable"}
-"""What is read and judged, and in which units; other languages count for the use of the codes alone."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One recording: its codes, what was said and what was read (None where nothing is read)."""
+class Heard:
+    """One recording: its codes, and per measure what was said and what was read, unit by unit."""
 
     utterance: Utterance
     codes: DualCodes
-    reference: str | None
-    hypothesis: str | None
+    read: dict[str, tuple[list[str], list[str]]]
 
 
 @dataclass(frozen=True)
@@ -52,64 +49,78 @@ class Rate:
     recordings: int
 
 
-def read(folder: str | Path, utterances: Sequence[Utterance]) -> Iterator[Reading]:
+def hear(folder: str | Path, utterances: Sequence[Utterance]) -> Iterator[Heard]:
     """Tokenize recordings with the tokenizer of a folder or name, and read the codes with the reader beside it.
 
     A tokenizer without a reader is only counted. Raises MissingError for a tokenizer that is not there.
     """
-    reader = load_reader(find(folder) / FILE) if (find(folder) / FILE).is_file() else None
+    literate = load_reader(find(folder) / FILE) if (find(folder) / FILE).is_file() else None
     with DualTokenizer.load(folder) as tokenizer:
         for utterance in utterances:
             codes = tokenizer.encode(io.read(utterance.audio, rate=RATE))
-            language = utterance.language or "en"
-            if reader is None or language not in LANGUAGES:
-                yield Reading(utterance, codes, None, None)
-                continue
-            reference = utterance.spoken or spoken(utterance.text, language)
-            yield Reading(utterance, codes, reference, _text(tokenizer, *reader, codes))
+            read = {}
+            if literate is not None:
+                # A reader stands only beside a tokenizer of our kind, whose semantic branch has a quantiser.
+                quantizer = tokenizer.semantic.quantizer  # type: ignore[attr-defined]
+                with torch.inference_mode():
+                    reading = literate.read(quantizer.decode(torch.from_numpy(codes.semantic)))
+                read = _compared(utterance, reading)
+            yield Heard(utterance, codes, read)
 
 
-@torch.inference_mode()
-def _text(tokenizer: DualTokenizer, reader: Reader, pieces: list[str], codes: DualCodes) -> str:
-    branch = tokenizer.semantic
-    assert isinstance(branch, SanmBranch)  # a reader stands only beside a tokenizer of our kind
-    vectors = branch.quantizer.decode(torch.from_numpy(codes.semantic))[None]
-    return reader.read(vectors, torch.tensor([vectors.shape[1]]), pieces)[0]
+def _compared(utterance: Utterance, reading: Reading) -> dict[str, tuple[list[str], list[str]]]:
+    """References and what was read instead, for the measures that apply to this recording."""
+    read = {}
+    if utterance.phonemes and reading.phonemes is not None:
+        read["phonemes"] = (_phonemes(utterance.phonemes), _phonemes(reading.phonemes))
+    if (utterance.language or "en") == "en":
+        said = (utterance.spoken or spoken(utterance.text, "en")).split()
+        read["pieces"] = (said, reading.text.split())
+        if reading.words is not None:
+            read["words"] = (said, reading.words.split())
+    return read
 
 
-def report(readings: Sequence[Reading], *, codebooks: tuple[int, int] = (1024, 4096)) -> dict[str, Any]:
-    """Use and perplexity of both codebooks, and error rates by language and by source."""
+def _phonemes(symbols: str) -> list[str]:
+    """Without pauses; a phoneme twice in a row cannot be told from a long one."""
+    sounds = symbols.replace(" ", "")
+    return [symbol for place, symbol in enumerate(sounds) if sounds[place - 1 : place] != symbol]
+
+
+def report(heard: Sequence[Heard]) -> dict[str, Any]:
+    """Use and perplexity of both codebooks, and error rates by language, measure and source of the text."""
     linguistic, semantic = (
-        np.bincount(np.concatenate([getattr(reading.codes, name) for reading in readings]), minlength=size)
-        for name, size in zip(("linguistic", "semantic"), codebooks, strict=True)
+        np.bincount(np.concatenate([getattr(one.codes, name) for one in heard]), minlength=size)
+        for name, size in (("linguistic", 1024), ("semantic", 4096))
     )
-    figures: dict[str, Any] = {
-        "recordings": len(readings),
-        "seconds": round(sum(reading.utterance.duration for reading in readings), 1),
+    errors: dict[str, dict[str, dict[str, Rate]]] = {}
+    for one in heard:
+        for measure in one.read:
+            errors.setdefault(one.utterance.language or "en", {}).setdefault(measure, {})
+    for language, measures in errors.items():
+        for measure, rates in measures.items():
+            own = [one for one in heard if measure in one.read and (one.utterance.language or "en") == language]
+            rates["all"] = error_rate([one.read[measure] for one in own])
+            for source in sorted({one.utterance.source for one in own} - {""}):
+                rates[source] = error_rate([one.read[measure] for one in own if one.utterance.source == source])
+    return {
+        "recordings": len(heard),
+        "seconds": round(sum(one.utterance.duration for one in heard), 1),
         "linguistic": _use(linguistic),
         "semantic": _use(semantic),
-        "errors": {},
+        "errors": errors,
     }
-    for language, unit in LANGUAGES.items():
-        own = [r for r in readings if r.reference and (r.utterance.language or "en") == language]
-        if own:
-            by_source = {
-                source: error_rate([r for r in own if r.utterance.source == source])
-                for source in sorted({r.utterance.source for r in own})
-            }
-            figures["errors"][language] = {"unit": unit, "all": error_rate(own), "by_source": by_source}
-    return figures
 
 
 def _use(counts: NDArray[np.int64]) -> dict[str, float]:
     return {"codes": len(counts), "tokens": int(counts.sum()), "usage": usage(counts), "perplexity": perplexity(counts)}
 
 
-def error_rate(readings: Sequence[Reading], seed: int = 0) -> Rate:
-    """Edits over units of the references, in all; recordings are resampled for the interval (Bisani and Ney 2004)."""
+def error_rate(pairs: Sequence[tuple[list[str], list[str]]], seed: int = 0) -> Rate:
+    """Edits over units of the references, in all, from (reference, hypothesis) of each recording; recordings are
+    resampled for the interval (Bisani and Ney 2004)."""
     from rapidfuzz.distance import Levenshtein
 
-    pairs = [((r.reference or "").split(), (r.hypothesis or "").split()) for r in readings]
     edits = np.array([Levenshtein.distance(reference, hypothesis) for reference, hypothesis in pairs])
     units = np.array([len(reference) for reference, _ in pairs])
     drawn = np.random.default_rng(seed).integers(len(pairs), size=(ROUNDS, len(pairs)))

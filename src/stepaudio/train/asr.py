@@ -1,11 +1,11 @@
 """A recogniser with a bottleneck: what trains a supervised tokenizer.
 
 SANM encoder, quantiser, reader, and heads that must say through the codes what is said: CTC on the reader, an
-attention decoder beside it and, where the recordings tell when each phoneme sounds, the phonemes of each frame from
-its code alone. Afterwards only the encoder and the quantiser are the tokenizer; the reader is kept to measure it.
-Sources: arXiv 2407.05407 section 2.1 (the quantiser in the middle of an ASR encoder), arXiv 1609.06773 (CTC and
-attention). The loss on phonemes is ours: teachers give their alignments away, and with them a small encoder learns in
-minutes what CTC alone takes hours to find.
+attention decoder beside it and, where the recordings tell when each phoneme sounds, the phonemes of each frame, from
+its code alone and from the reader. Afterwards only the encoder and the quantiser are the tokenizer; the reader is
+kept to measure it. Sources: arXiv 2407.05407 section 2.1 (the quantiser in the middle of an ASR encoder), arXiv
+1609.06773 (CTC and attention). The loss on phonemes is ours: teachers give their alignments away, and with them a
+small encoder learns in minutes what CTC alone takes hours to find.
 
 Shapes: B utterances, T frames, I feature width, D model width, U pieces, V vocabulary, P phonemes per frame.
 """
@@ -51,8 +51,8 @@ class RecognizerConfig:
     decoder_blocks: int = 1
     dropout: float = 0.0
     """Every sentence is heard once or twice: there is nothing to learn by heart, and random numbers are slow."""
-    ctc_weight: float = 0.7
-    """The rest is the attention decoder's."""
+    ctc_weight: float = 0.3
+    attention_weight: float = 0.2
     phoneme_weight: float = 1.0
     commitment_weight: float = 0.25
     label_smoothing: float = 0.1
@@ -67,12 +67,16 @@ class RecognizerConfig:
             heads=max(1, self.width // 48),
             ffn_dim=4 * self.width,
             blocks=self.blocks,
+            kernel=7,
             chunk=self.chunk,
+            left=2,
             dropout=self.dropout,
         )
 
     def reader(self) -> ReaderConfig:
-        return ReaderConfig(self.width, self.reader_blocks, dropout=self.dropout)
+        return ReaderConfig(
+            self.width, self.reader_blocks, phonemes_per_frame=self.phonemes_per_frame, dropout=self.dropout
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Recognizer(nn.Module):
         self.encoder = SanmEncoder(config.sanm())
         self.quantizer = _quantizer(config)
         self.phonemes = nn.Linear(config.width, config.phonemes_per_frame * phonemes) if phonemes else None
-        self.reader = Reader(config.reader(), vocabulary)
+        self.reader = Reader(config.reader(), vocabulary, phonemes)
         self.embedding = nn.Embedding(vocabulary, config.width)
         layer = nn.TransformerDecoderLayer(
             config.width,
@@ -151,17 +155,12 @@ class Recognizer(nn.Module):
             zero_infinity=True,
         )
         attention = self._attention_loss(x_BTD, batch)
-        phonemes = self._phoneme_loss(coded_BTD, batch.phonemes_BTP)
-        total = c.ctc_weight * ctc + (1 - c.ctc_weight) * attention
+        phonemes = _phoneme_loss(self.phonemes, coded_BTD, batch.phonemes_BTP)
+        phonemes = phonemes + _phoneme_loss(self.reader.phonemes, x_BTD, batch.phonemes_BTP)
+        total = c.ctc_weight * ctc + c.attention_weight * attention
         total = total + c.phoneme_weight * phonemes + c.commitment_weight * commitment
         parts = (loss.detach() for loss in (ctc, attention, phonemes, commitment))
         return Losses(total, *parts, codes, error)
-
-    def _phoneme_loss(self, coded_BTD: Tensor, phonemes_BTP: Tensor) -> Tensor:
-        if self.phonemes is None or bool((phonemes_BTP == IGNORE).all()):
-            return coded_BTD.new_zeros(())
-        scores = self.phonemes(coded_BTD).float().view(*phonemes_BTP.shape, -1)
-        return F.cross_entropy(scores.flatten(0, 2), phonemes_BTP.flatten(), ignore_index=IGNORE)
 
     def _attention_loss(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         labels_BU, ends_B = batch.labels_BU, batch.label_lengths_B
@@ -197,6 +196,13 @@ class Recognizer(nn.Module):
         if isinstance(self.quantizer, EmaCodebook):
             return encoder, Codebook(self.quantizer.vectors.clone())
         return encoder, self.quantizer
+
+
+def _phoneme_loss(head: nn.Linear | None, x_BTD: Tensor, phonemes_BTP: Tensor) -> Tensor:
+    if head is None or bool((phonemes_BTP == IGNORE).all()):
+        return x_BTD.new_zeros(())
+    scores = head(x_BTD).float().view(*phonemes_BTP.shape, -1)
+    return F.cross_entropy(scores.flatten(0, 2), phonemes_BTP.flatten(), ignore_index=IGNORE)
 
 
 def _quantizer(config: RecognizerConfig) -> EmaCodebook | FiniteScalarQuantizer | None:

@@ -1,7 +1,7 @@
 """The reader: what turns the codes of the semantic branch back into text.
 
 It is the upper half of the recogniser that trains the tokenizer, sees whole utterances in both directions, and is kept
-beside the tokenizer because it measures what the codes still say (`stepaudio eval codec`).
+beside the tokenizer, with a lexicon, because it measures what the codes still say (`stepaudio eval codec`).
 
 Shapes: B utterances, T frames, D width, V pieces.
 """
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from stepaudio.errors import InputError, MissingError
 from stepaudio.tokenizer.sanm import sinusoids
+from stepaudio.train.lexicon import SILENCE, Lexicon
 from stepaudio.train.pieces import BLANK, join
 
 FILE = "reader.safetensors"
@@ -25,9 +26,12 @@ FILE = "reader.safetensors"
 
 @dataclass(frozen=True)
 class ReaderConfig:
+    """Sizes. `phonemes_per_frame` places in each frame are read as one of a number of phonemes."""
+
     width: int = 192
     blocks: int = 3
     kernel: int = 15
+    phonemes_per_frame: int = 2
     dropout: float = 0.0
 
     @property
@@ -37,14 +41,15 @@ class ReaderConfig:
 
 
 class Reader(nn.Module):
-    """Quantised frames [B, T, D] to frames that know their utterance, and to pieces by CTC."""
+    """Quantised frames [B, T, D] to frames that know their utterance; from them pieces by CTC and phonemes in time."""
 
-    def __init__(self, config: ReaderConfig, vocabulary: int) -> None:
+    def __init__(self, config: ReaderConfig, vocabulary: int, phonemes: int) -> None:
         super().__init__()
         self.config = config
         self.blocks = nn.ModuleList([_Block(config) for _ in range(config.blocks)])
         self.norm = nn.LayerNorm(config.width)
         self.ctc = nn.Linear(config.width, vocabulary)
+        self.phonemes = nn.Linear(config.width, config.phonemes_per_frame * phonemes) if phonemes else None
 
     def forward(self, x_BTD: Tensor, lengths_B: Tensor) -> Tensor:
         positions = sinusoids(torch.zeros_like(lengths_B), x_BTD.shape[1], self.config.width)
@@ -103,16 +108,56 @@ class _Block(nn.Module):
         return y
 
 
-def save_reader(path: Path, reader: Reader, pieces: list[str], *, dtype: torch.dtype = torch.float16) -> None:
+@dataclass(frozen=True)
+class Literate:
+    """A reader with what its outputs stand for, and the words it knows."""
+
+    reader: Reader
+    pieces: list[str]
+    phonemes: list[str]
+    lexicon: Lexicon
+
+    @torch.inference_mode()
+    def read(self, vectors_TD: Tensor) -> Reading:
+        """What one utterance's quantised frames say."""
+        x_BTD = self.reader(vectors_TD[None], torch.tensor([len(vectors_TD)]))
+        best = torch.unique_consecutive(self.reader.ctc(x_BTD)[0].argmax(dim=-1))
+        text = join(self.pieces, best[best != BLANK].tolist())
+        if self.reader.phonemes is None:
+            return Reading(text, None, None)
+        scores = self.reader.phonemes(x_BTD).float().view(-1, len(self.phonemes)).log_softmax(dim=-1)
+        heard = torch.unique_consecutive(scores.argmax(dim=-1)).tolist()
+        phonemes = "".join(self.phonemes[i] for i in heard).replace(SILENCE, "")
+        return Reading(text, phonemes, self.lexicon.decode(scores.numpy(), self.phonemes))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Text written piece by piece; where phonemes were taught, these and the words of the lexicon that they make."""
+
+    text: str
+    phonemes: str | None
+    words: str | None
+
+
+def save_reader(path: Path, known: Literate, *, dtype: torch.dtype = torch.float16) -> None:
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in reader.state_dict().items()}
-    facts = {"config": asdict(reader.config), "pieces": pieces}
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in known.reader.state_dict().items()}
+    lexicon = known.lexicon
+    numbers = {"counts": lexicon.counts, "pairs": lexicon.pairs, "pair_counts": lexicon.pair_counts}
+    tensors |= {_LEXICON + name: torch.from_numpy(array).int() for name, array in numbers.items()}
+    facts = {
+        "config": asdict(known.reader.config),
+        "pieces": known.pieces,
+        "phonemes": known.phonemes,
+        "entries": lexicon.entries,
+    }
     save_file(tensors, path, metadata={"reader": json.dumps(facts, ensure_ascii=False)})
 
 
-def load_reader(path: Path) -> tuple[Reader, list[str]]:
-    """A reader and its pieces. Raises MissingError without the file and InputError when it is damaged."""
+def load_reader(path: Path) -> Literate:
+    """Raises MissingError without the file and InputError when it is damaged."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -120,9 +165,14 @@ def load_reader(path: Path) -> tuple[Reader, list[str]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["reader"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - not a dict
-        reader = Reader(ReaderConfig(**facts["config"]), len(facts["pieces"]))
-        reader.load_state_dict(tensors)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        numbers = [tensors.pop(_LEXICON + name).long().numpy() for name in ("counts", "pairs", "pair_counts")]
+        reader = Reader(ReaderConfig(**facts["config"]), len(facts["pieces"]), len(facts["phonemes"]))
+        reader.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        lexicon = Lexicon(tuple((word, sound) for word, sound in facts["entries"]), *numbers)
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not a reader, or is damaged: {error}") from error
-    return reader.eval(), list(facts["pieces"])
+    return Literate(reader.eval(), list(facts["pieces"]), list(facts["phonemes"]), lexicon)
+
+
+_LEXICON = "lexicon."

@@ -36,9 +36,10 @@ from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.train.asr import IGNORE, Batch, Losses, Recognizer, RecognizerConfig
 from stepaudio.train.codes import perplexity, usage
 from stepaudio.train.kmeans import encoder_vectors, fit_codebook
+from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.pieces import Pieces
 from stepaudio.train.reader import FILE as READER
-from stepaudio.train.reader import save_reader
+from stepaudio.train.reader import Literate, save_reader
 from stepaudio.train.speech import batches, fit_frontend, phoneme_labels, samples
 
 AHEAD = 4
@@ -52,10 +53,12 @@ class TrainConfig:
     manifest: Path
     out: Path
     model: RecognizerConfig = field(default_factory=RecognizerConfig)
+    sentences: Path | None = None
+    """More text, a sentence in spoken words per line, for the lexicon that the reader's words come from."""
     steps: int = 5000
     batch_seconds: float = 40.0
     learning_rate: float = 2e-3
-    warmup: int = 300
+    warmup: int = 150
     cooldown: float = 0.3
     """Last part of the steps, in which the learning rate falls to a fiftieth. A run that has not reached it can be
     given more or fewer steps and be continued."""
@@ -150,7 +153,7 @@ class Trainer:
         """What must be equal for a checkpoint to be continued: all but where it lies, how long it goes on and how
         often it reports."""
         fields = asdict(self.config)
-        for name in ("manifest", "out", "steps", "log_every", "save_every"):
+        for name in ("manifest", "out", "sentences", "steps", "log_every", "save_every"):
             del fields[name]
         return json.dumps(fields, sort_keys=True)
 
@@ -302,7 +305,12 @@ def train(config: TrainConfig, log: Callable[[dict[str, Any]], None] = lambda li
             log(line)
     if trainer.model.quantizer is not None:
         checkpoint.save_branch(config.out / checkpoint.SEMANTIC, trainer.branch(), dtype=torch.float16)
-        save_reader(config.out / READER, trainer.model.reader, trainer.pieces.names)
+        sentences = config.sentences.read_text(encoding="utf-8").splitlines() if config.sentences else []
+        lexicon = Lexicon.of(trainer.utterances, sentences)
+        save_reader(
+            config.out / READER,
+            Literate(trainer.model.reader, trainer.pieces.names, list(trainer.phonemes), lexicon),
+        )
     return trainer
 
 
