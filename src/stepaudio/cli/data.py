@@ -22,27 +22,32 @@ def _options() -> None:
 @app.command()
 def synthesize(
     out: Annotated[Path, typer.Argument(help="Folder of the recordings and manifest.jsonl; what is there is kept.")],
-    size: Annotated[int, typer.Option(help="English sentences by hibari's voice in 24 shapes.", min=0)] = 24_000,
+    size: Annotated[int, typer.Option(help="English sentences by hibari's voice in 24 shapes.", min=0)] = 12_000,
     kokoro: Annotated[
         int, typer.Option(help="English sentences by Kokoro's voices; half as many Chinese ones.", min=0)
-    ] = 260,
+    ] = 120,
     processes: Annotated[int, typer.Option(help="Workers, a core each.", min=1)] = os.cpu_count() or 1,
     seed: Annotated[int, typer.Option(help="Draws the sentences that are made from templates.")] = 0,
     json: JsonOption = False,
 ) -> None:
     """Let the packaged voices say WordNet's sentences and our own; stop it at any time, it goes on from there."""
     from stepaudio.data import plan, text
+    from stepaudio.data.manifest import write_lines
     from stepaudio.data.synthesis import synthesize as speak
-    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher
+    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher, spoken_words
     from stepaudio.speech.weights import Store, catalogue
 
     store = Store()
     needed = ("wordnet", *(("kokoro-82m", "kokoro-voices") if kokoro else ()))
     wordnet, *speaker = (store.verified(catalogue()[name]) for name in needed)
     voices = [path.stem for path in sorted(speaker[1].glob("*.bin"))] if kokoro else []
-    chinese = text.chinese(2 * kokoro, seed) if kokoro else []
-    said = plan.nano(text.english(wordnet, seed), chinese, voices, size, kokoro)
+    english, chinese = text.english(wordnet, seed), text.chinese(2 * kokoro, seed) if kokoro else []
+    said = plan.nano(english, chinese, voices, size, kokoro)
+    out.mkdir(parents=True, exist_ok=True)
     teachers = {"hibari": HibariTeacher} | ({"kokoro": partial(KokoroTeacher, *speaker)} if kokoro else {})
+    write_lines(
+        out / "sentences.txt", [spoken_words(s.text, "en") for s in english if plan.split_of(s.text) == "train"]
+    )
     seconds = 0.0
     with progress(quiet=json) as bars:
         task = bars.add_task("speaking", total=len(said))

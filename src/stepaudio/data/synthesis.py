@@ -109,7 +109,7 @@ def _name(group: list[Line]) -> str:
 
 
 def _seconds(part: Path) -> float:
-    return sum(json.loads(line).get("duration", 0.0) for line in part.read_text(encoding="utf-8").splitlines())
+    return sum(float(json.loads(line).get("duration", 0.0)) for line in part.read_text(encoding="utf-8").splitlines())
 
 
 # ---------------------------------------------------------------- in a worker process

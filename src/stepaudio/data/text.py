@@ -191,5 +191,5 @@ def _templates(language: str, slots: dict[str, list[str]]) -> list[str]:
 
 
 def _fill(templates: Sequence[str], slots: dict[str, list[str]], rng: np.random.Generator) -> str:
-    template = templates[rng.integers(len(templates))]
+    template = templates[int(rng.integers(len(templates)))]
     return _SLOT.sub(lambda slot: slots[slot[1]][rng.integers(len(slots[slot[1]]))], template)

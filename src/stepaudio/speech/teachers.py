@@ -111,6 +111,11 @@ def _cut(line: Line, symbols: str, samples: Floats, frames: np.ndarray, *, rate:
     heard *= np.float32(_PEAK / max(float(np.abs(heard).max(initial=0.0)), 1e-3))
     # The silence before the first phoneme is a pause like any other.
     timed = [(" ", edges[0]), *zip(phonemes, ends, strict=True)]
-    said = spoken("".join(span.spoken for span in spans(line.text, line.language)), line.language)
+    said = spoken_words(line.text, line.language)
     milliseconds = tuple(round(1000 * (min(max(end, begin), stop) - begin)) for _, end in timed)
     return Spoken(heard, said, "".join(symbol for symbol, _ in timed), milliseconds)
+
+
+def spoken_words(text: str, language: str) -> str:
+    """A text as it is said: numbers written out, then English in lower-case words, Chinese in pinyin."""
+    return spoken("".join(span.spoken for span in spans(text, language)), language)

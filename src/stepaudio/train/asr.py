@@ -159,8 +159,7 @@ class Recognizer(nn.Module):
         phonemes = phonemes + _phoneme_loss(self.reader.phonemes, x_BTD, batch.phonemes_BTP)
         total = c.ctc_weight * ctc + c.attention_weight * attention
         total = total + c.phoneme_weight * phonemes + c.commitment_weight * commitment
-        parts = (loss.detach() for loss in (ctc, attention, phonemes, commitment))
-        return Losses(total, *parts, codes, error)
+        return Losses(total, ctc.detach(), attention.detach(), phonemes.detach(), commitment.detach(), codes, error)
 
     def _attention_loss(self, x_BTD: Tensor, batch: Batch) -> Tensor:
         labels_BU, ends_B = batch.labels_BU, batch.label_lengths_B

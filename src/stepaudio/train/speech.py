@@ -38,7 +38,8 @@ def phoneme_labels(
     offset = ((np.arange(per_frame) + 0.5) / per_frame - 0.5) * frontend.skip * hop
     moments = (centre[:, None] + offset) * 1000 / stretch
     index = np.searchsorted(np.array(utterance.ends), moments, side="right").clip(max=len(utterance.ends) - 1)
-    return np.array([ids.get(symbol, unknown) for symbol in utterance.phonemes])[index]
+    labels: NDArray[np.int64] = np.array([ids.get(symbol, unknown) for symbol in utterance.phonemes])[index]
+    return labels
 
 
 def fit_frontend(utterances: Sequence[Utterance], *, stack: int, skip: int, most: int = 500) -> LfrFrontend:

@@ -319,7 +319,7 @@ def fit_linguistic(
     *,
     codes: int = 1024,
     iterations: int = 15,
-    most: int = 4000,
+    most: int = 2000,
     log: Callable[[dict[str, Any]], None] = lambda line: None,
 ) -> SanmBranch:
     """The k-means codebook on the outputs of an encoder that `train` has finished, resumable like it.
