@@ -130,19 +130,21 @@ class FiniteScalarQuantizer(nn.Module):
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors [N, D] to quantised vectors [N, D], codes [N] and how unevenly these are used (`_unevenness`) []."""
-        rounded, bounded = self._round(x_ND)
-        return self.project_out(self._unit(rounded)), self._index(rounded.detach()), _unevenness(self._unit(bounded))
+        rounded, squashed = self._round(x_ND)
+        return self.project_out(self._unit(rounded)), self._index(rounded.detach()), _unevenness(squashed)
 
     def _round(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The dimensions of vectors [..., D], rounded with the gradient going straight through, and as they were."""
+        """The dimensions of vectors [..., D], rounded with the gradient going straight through, and before it as
+        parts of their range in (-1, 1)."""
         with torch.autocast(x.device.type, enabled=False):
             z = F.linear(x.float(), self.project_in.weight.float(), self.project_in.bias.float())
         levels = z.new_tensor(self.levels)
         reach = (levels - 1) * (1 + 1e-3) / 2
         # An even number of levels is not symmetric about zero: shift by half a step.
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
-        return bounded + (bounded.round() - bounded).detach(), bounded
+        squashed = torch.tanh(z + torch.atanh(offset / reach))
+        bounded = squashed * reach - offset
+        return bounded + (bounded.round() - bounded).detach(), squashed
 
     def _unit(self, rounded: Tensor) -> Tensor:
         """Rounded dimensions to about [-1, 1]."""

@@ -44,7 +44,7 @@ class RecognizerConfig:
     skip: int = 4
     chunk: int = 6
     quantizer: Literal["fsq", "vq", "none"] = "fsq"
-    levels: tuple[int, ...] = (8, 8, 8, 8)
+    levels: tuple[int, ...] = (4, 4, 4, 4, 4, 4)
     codes: int = 4096
     pieces: int = 500
     phonemes_per_frame: int = 2

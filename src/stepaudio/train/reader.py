@@ -98,7 +98,8 @@ class _Block(nn.Module):
         gated = F.glu(self.gate(self.norm2(x_BTD))) * real_BT[..., None]
         convolved = self.depthwise(gated.transpose(1, 2)).transpose(1, 2)
         x_BTD = x_BTD + self.dropout(self.pointwise(F.silu(convolved)))
-        return x_BTD + self.dropout(self.down(F.silu(self.up(self.norm3(x_BTD)))))
+        y_BTD: Tensor = x_BTD + self.dropout(self.down(F.silu(self.up(self.norm3(x_BTD)))))
+        return y_BTD
 
     def _attend(self, x_BTD: Tensor, real_BT: Tensor) -> Tensor:
         b, t, d = x_BTD.shape
