@@ -284,4 +284,4 @@ def test_augmentation_is_repeatable_and_tells_its_stretch():
         assert np.isfinite(first).all()
         assert len(first) == pytest.approx(len(clean) * stretch, abs=2)
         stretched += stretch != 1
-    assert 3 < stretched < 30
+    assert 1 < stretched < 20

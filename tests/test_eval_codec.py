@@ -52,10 +52,10 @@ def folder(tmp_path_factory):
 def trained(folder, tmp_path_factory):
     """Both halves by the command line, small and short."""
     out = tmp_path_factory.mktemp("run")
-    (out / "more.txt").write_text("cab ab\n")
+    (out / "more.tsv").write_text("cab ab\tcab ab\nac\tac\n")
     options = ["--steps", "40", "--batch-seconds", "4", "--width", "48", "--save-every", "20", "--json"]
     for branch in ("semantic", "linguistic"):
-        more = ["--codes", "8"] if branch == "linguistic" else ["--sentences", str(out / "more.txt")]
+        more = ["--codes", "8"] if branch == "linguistic" else ["--sentences", str(out / "more.tsv")]
         command = ["train", "tokenizer", branch, str(folder / "manifest.jsonl"), "-o", str(out), *options, *more]
         if branch == "linguistic":
             command[command.index(str(out))] = str(out / "linguistic")
@@ -73,7 +73,7 @@ def test_training_from_the_command_line_learns_and_exports(trained):
     assert lines[-1]["codes_per_second"] > 0
     assert sorted(path.name for path in trained.glob("checkpoint*")) == ["checkpoint-before.pt", "checkpoint.pt"]
     literate = load_reader(trained / FILE)
-    assert dict(literate.lexicon.entries) == {"ab": "ab", "ba": "ba", "cab": "cab", "bc": "bc"}
+    assert dict(literate.lexicon.entries) == {"ab": "ab", "ac": "ac", "ba": "ba", "cab": "cab", "bc": "bc"}
     assert literate.phonemes == [" ", "a", "b", "c"]
 
 

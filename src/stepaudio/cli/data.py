@@ -34,7 +34,7 @@ def synthesize(
     from stepaudio.data import plan, text
     from stepaudio.data.manifest import write_lines
     from stepaudio.data.synthesis import synthesize as speak
-    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher, spoken_words
+    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher, pronounce
     from stepaudio.speech.weights import Store, catalogue
 
     store = Store()
@@ -45,9 +45,8 @@ def synthesize(
     said = plan.nano(english, chinese, voices, size, kokoro)
     out.mkdir(parents=True, exist_ok=True)
     teachers = {"hibari": HibariTeacher} | ({"kokoro": partial(KokoroTeacher, *speaker)} if kokoro else {})
-    write_lines(
-        out / "sentences.txt", [spoken_words(s.text, "en") for s in english if plan.split_of(s.text) == "train"]
-    )
+    known = [sentence.text for sentence in english if plan.split_of(sentence.text) == "train"]
+    write_lines(out / "sentences.tsv", ["\t".join(pronounced) for pronounced in pronounce(known)])
     seconds = 0.0
     with progress(quiet=json) as bars:
         task = bars.add_task("speaking", total=len(said))

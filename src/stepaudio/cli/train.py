@@ -32,7 +32,7 @@ def tokenizer(
     manifest: Annotated[Path, typer.Argument(help="manifest.jsonl; its lines of the split train are used.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")],
     sentences: Annotated[
-        Path | None, typer.Option(help="More spoken sentences, one a line, for the words of the semantic reader.")
+        Path | None, typer.Option(help="sentences.tsv: more text for the words of the semantic reader.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 5000,
     batch_seconds: Annotated[float, typer.Option(help="Audio of an update, in seconds.", min=1)] = 40.0,

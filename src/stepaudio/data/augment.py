@@ -13,8 +13,11 @@ from stepaudio.tokenizer.fbank import RATE, Floats
 
 
 def augment(samples: Floats, rng: np.random.Generator) -> tuple[Floats, float]:
-    """The recording after some effects or none, and how much longer it became (times of events grow by it)."""
+    """The recording after some effects, and how much longer it became (times of events grow by it); half of all
+    recordings stay as they are."""
     stretch = 1.0
+    if rng.random() < 0.5:
+        return samples, stretch
     if rng.random() < 0.3:
         stretch = float(rng.uniform(0.9, 1.12))
         samples = resampled(samples, stretch)

@@ -16,7 +16,7 @@ HELD_OUT = {"test": 25, "dev": 100}
 
 
 def split_of(text: str) -> str:
-    """ "test", "dev" or "train", by the text alone, so that no sentence is ever in two of them."""
+    """The split of a sentence, by its text alone, so that no sentence is ever in two of them."""
     number = int(hashlib.sha256(" ".join(text.lower().split()).encode()).hexdigest()[:12], 16)
     for split, one_in in HELD_OUT.items():
         if number % one_in == 0:
@@ -63,6 +63,7 @@ def nano(
         heard = [voice for voice in speakers if voice not in UNHEARD]
         unheard = [voice for voice in speakers if voice in UNHEARD]
         said += lines(sentences[:share], language, "kokoro", heard)
-        extra = lines(sentences[share : share + kokoro // 10], language, "kokoro", unheard)
-        said += [replace(line, split="unheard") for line in extra]
+        if unheard:
+            extra = lines(sentences[share : share + kokoro // 10], language, "kokoro", unheard)
+            said += [replace(line, split="unheard") for line in extra]
     return said + lines(english[:size], "en", "hibari", HEARTS)

@@ -8,6 +8,7 @@ speaks with its own voices.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,14 @@ def _cut(line: Line, symbols: str, samples: Floats, frames: np.ndarray, *, rate:
     said = spoken_words(line.text, line.language)
     milliseconds = tuple(round(1000 * (min(max(end, begin), stop) - begin)) for _, end in timed)
     return Spoken(heard, said, "".join(symbol for symbol, _ in timed), milliseconds)
+
+
+def pronounce(sentences: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """English sentences as the words that are said and the phonemes that say them, both with spaces between words."""
+    phonemizer = Phonemizer()
+    for sentence in sentences:
+        symbols = (" " if PAUSE.match(s) else s for s in phonemizer(sentence, "en").phonemes if s not in _STRESS)
+        yield spoken_words(sentence, "en"), " ".join("".join(symbols).split())
 
 
 def spoken_words(text: str, language: str) -> str:

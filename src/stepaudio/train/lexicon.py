@@ -10,7 +10,7 @@ Shapes: T moments, P phonemes, N nodes, E word ends.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -18,13 +18,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio.data.manifest import Utterance
 from stepaudio.tokenizer.fbank import Floats
 
 SILENCE = " "
-_LANGUAGE_WEIGHT = 5.0
+_LANGUAGE_WEIGHT = 1.0
 """Log-probabilities of words against those of moments, which come many to a word and are not independent."""
-_WORD_COST = 0.0
 _BEAM = 60.0
 _BIGRAM_SHARE = 0.7
 """How much the bigram counts against the single word, when the word before was seen."""
@@ -45,12 +43,12 @@ class Lexicon:
         return list(dict.fromkeys(word for word, _ in self.entries))
 
     @classmethod
-    def of(cls, utterances: Sequence[Utterance], sentences: Iterable[str] = ()) -> Lexicon:
-        """The words of utterances that tell their phonemes, as they sound there, and bigrams of them and of more
-        sentences."""
+    def of(cls, sentences: Sequence[tuple[str, str]]) -> Lexicon:
+        """The words of sentences, given as words and as phonemes, both with spaces between words: how each sounds, and
+        what follows what."""
         sounds: dict[str, Counter[str]] = {}
-        for utterance in utterances:
-            said, heard = utterance.spoken.split(), utterance.phonemes.split()
+        for spoken, phonemes in sentences:
+            said, heard = spoken.split(), phonemes.split()
             if len(said) == len(heard):
                 for word, sound in zip(said, heard, strict=True):
                     sounds.setdefault(word, Counter())[sound] += 1
@@ -62,8 +60,7 @@ class Lexicon:
             if count >= 0.1 * heard_as.total()
         )
         place = {word: index for index, word in enumerate(dict.fromkeys(word for word, _ in entries))}
-        texts = [*(utterance.spoken for utterance in utterances), *sentences]
-        known = [[place[word] for word in text.split() if word in place] for text in texts]
+        known = [[place[word] for word in spoken.split() if word in place] for spoken, _ in sentences]
         single = Counter(word for text in known for word in text)
         pairs = Counter(first * len(place) + second for text in known for first, second in pairwise(text))
         keys = np.array(sorted(pairs), dtype=np.int64)
@@ -175,7 +172,7 @@ class _Search:
         history = history_N[self.tree.end_nodes[near]]
         words = self.tree.end_words[near]
         odds = self.lexicon.log_odds(np.array(self.said)[history], words)
-        total = ends_E[near] + _LANGUAGE_WEIGHT * odds - _WORD_COST
+        total = ends_E[near] + _LANGUAGE_WEIGHT * odds
         best = int(total.argmax())
         self.said.append(int(words[best]))
         self.before.append(int(history[best]))

@@ -12,8 +12,10 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stepaudio.errors import InputError, MissingError
@@ -111,11 +113,12 @@ class _Block(nn.Module):
 
 @dataclass(frozen=True)
 class Literate:
-    """A reader with what its outputs stand for, and the words it knows."""
+    """A reader with what its outputs stand for, how much of the time each phoneme takes [P], and the words it knows."""
 
     reader: Reader
     pieces: list[str]
     phonemes: list[str]
+    shares: NDArray[np.float32]
     lexicon: Lexicon
 
     @torch.inference_mode()
@@ -129,7 +132,9 @@ class Literate:
         scores = self.reader.phonemes(x_BTD).float().view(-1, len(self.phonemes)).log_softmax(dim=-1)
         heard = torch.unique_consecutive(scores.argmax(dim=-1)).tolist()
         phonemes = "".join(self.phonemes[i] for i in heard).replace(SILENCE, "")
-        return Reading(text, phonemes, self.lexicon.decode(scores.numpy(), self.phonemes))
+        # What the sound says for a phoneme is more than how likely it is: a rare one is likely by its sound alone.
+        evidence = scores.numpy() - _SHARE_WEIGHT * np.log(self.shares)
+        return Reading(text, phonemes, self.lexicon.decode(evidence, self.phonemes))
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ def save_reader(path: Path, known: Literate, *, dtype: torch.dtype = torch.float
     lexicon = known.lexicon
     numbers = {"counts": lexicon.counts, "pairs": lexicon.pairs, "pair_counts": lexicon.pair_counts}
     tensors |= {_LEXICON + name: torch.from_numpy(array).int() for name, array in numbers.items()}
+    tensors["shares"] = torch.from_numpy(known.shares)
     facts = {
         "config": asdict(known.reader.config),
         "pieces": known.pieces,
@@ -167,13 +173,16 @@ def load_reader(path: Path) -> Literate:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["reader"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        shares = tensors.pop("shares").numpy()
         numbers = [tensors.pop(_LEXICON + name).long().numpy() for name in ("counts", "pairs", "pair_counts")]
         reader = Reader(ReaderConfig(**facts["config"]), len(facts["pieces"]), len(facts["phonemes"]))
         reader.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
         lexicon = Lexicon(tuple((word, sound) for word, sound in facts["entries"]), *numbers)
     except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not a reader, or is damaged: {error}") from error
-    return Literate(reader.eval(), list(facts["pieces"]), list(facts["phonemes"]), lexicon)
+    return Literate(reader.eval(), list(facts["pieces"]), list(facts["phonemes"]), shares, lexicon)
 
 
 _LEXICON = "lexicon."
+_SHARE_WEIGHT = 0.6
+"""How much of a phoneme's share is taken out of its probability; chosen on the split `dev`."""

@@ -42,6 +42,17 @@ def phoneme_labels(
     return labels
 
 
+def phoneme_shares(utterances: Sequence[Utterance], ids: dict[str, int]) -> NDArray[np.float32]:
+    """The share of all time that each phoneme takes [P], none of them 0."""
+    total = np.ones(len(ids))
+    for utterance in utterances:
+        for symbol, begin, end in zip(utterance.phonemes, (0, *utterance.ends), utterance.ends, strict=False):
+            if symbol in ids:
+                total[ids[symbol]] += end - begin
+    shares: NDArray[np.float32] = (total / max(1.0, total.sum())).astype(np.float32)
+    return shares
+
+
 def fit_frontend(utterances: Sequence[Utterance], *, stack: int, skip: int, most: int = 500) -> LfrFrontend:
     """The front end whose features have mean 0 and variance 1 per mel band, over `most` evenly spread
     utterances."""

@@ -40,7 +40,7 @@ from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.pieces import Pieces
 from stepaudio.train.reader import FILE as READER
 from stepaudio.train.reader import Literate, save_reader
-from stepaudio.train.speech import batches, fit_frontend, phoneme_labels, samples
+from stepaudio.train.speech import batches, fit_frontend, phoneme_labels, phoneme_shares, samples
 
 AHEAD = 4
 """Batches that are prepared while one is learned."""
@@ -54,7 +54,7 @@ class TrainConfig:
     out: Path
     model: RecognizerConfig = field(default_factory=RecognizerConfig)
     sentences: Path | None = None
-    """More text, a sentence in spoken words per line, for the lexicon that the reader's words come from."""
+    """More text for the reader's lexicon: a sentence per line, its words and after a tab its phonemes."""
     steps: int = 5000
     batch_seconds: float = 40.0
     learning_rate: float = 2e-3
@@ -305,13 +305,28 @@ def train(config: TrainConfig, log: Callable[[dict[str, Any]], None] = lambda li
             log(line)
     if trainer.model.quantizer is not None:
         checkpoint.save_branch(config.out / checkpoint.SEMANTIC, trainer.branch(), dtype=torch.float16)
-        sentences = config.sentences.read_text(encoding="utf-8").splitlines() if config.sentences else []
-        lexicon = Lexicon.of(trainer.utterances, sentences)
+        lexicon = Lexicon.of([*((u.spoken, u.phonemes) for u in trainer.utterances), *_sentences(config.sentences)])
         save_reader(
             config.out / READER,
-            Literate(trainer.model.reader, trainer.pieces.names, list(trainer.phonemes), lexicon),
+            Literate(
+                trainer.model.reader,
+                trainer.pieces.names,
+                list(trainer.phonemes),
+                phoneme_shares(trainer.utterances, trainer.phonemes),
+                lexicon,
+            ),
         )
     return trainer
+
+
+def _sentences(path: Path | None) -> list[tuple[str, str]]:
+    if path is None:
+        return []
+    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    for number, row in enumerate(rows, 1):
+        if len(row) != 2:
+            raise InputError(f"line {number} of {path} is not words, a tab and phonemes")
+    return [(words, phonemes) for words, phonemes in rows]
 
 
 def fit_linguistic(
