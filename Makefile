@@ -1,6 +1,7 @@
 # make talk   a spoken question becomes a spoken answer, on this machine, with nothing else installed
+# make eval   the default bundle (and nano-voice, if it is here) judged on all offline sets, into reports/
 # make test   the tests;  make lint  style and types;  make test-slow  the long suites
-.PHONY: talk serve test test-slow lint format clean
+.PHONY: talk serve eval test test-slow lint format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,6 +16,15 @@ talk: $(VENV)/.user
 serve: $(VENV)/.user
 	@$(BIN)/stepaudio pull small
 	@$(BIN)/stepaudio serve
+
+eval: $(VENV)/.dev
+	@$(BIN)/stepaudio pull small dnsmos
+	$(BIN)/stepaudio eval all --system small
+	$(BIN)/stepaudio eval codec --system codec:opus-12k --limit 10
+	@if $(BIN)/stepaudio doctor nano-voice >/dev/null 2>&1; then \
+	  set -x; $(BIN)/stepaudio eval all --system nano-voice; \
+	else echo "nano-voice is not on this machine: left out"; fi
+	$(BIN)/stepaudio eval leaderboard reports/*/ -o reports/leaderboard.md
 
 test: $(VENV)/.dev
 	@$(BIN)/stepaudio pull tiny
@@ -48,5 +58,5 @@ $(VENV)/.user: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing stepaudio and what its tests need into $(VENV)"
-	@$(PIP) -e '.[local,serve,bench,train,dev]'
+	@$(PIP) -e '.[local,serve,bench,eval,train,dev]'
 	@touch $@ $(VENV)/.user

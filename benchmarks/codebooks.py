@@ -22,13 +22,16 @@ from rich.progress import track
 
 from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance, read_manifest
-from stepaudio.eval.codec import ROUNDS, error_rate
+from stepaudio.eval.codes import error_rate
+from stepaudio.eval.metrics.errors import count_errors
+from stepaudio.eval.metrics.intervals import Difference, paired
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.tokenizer.fbank import RATE
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.ablation import AblationConfig, Example, Layout, Streams, example, perplexities, train, transcribe
 from stepaudio.train.pieces import Pieces
 
+Pairs = list[tuple[list[str], list[str]]]
 ARRANGEMENTS: tuple[Streams, ...] = ("dual", "semantic", "linguistic")
 SIDE_BY_SIDE = 64
 
@@ -47,16 +50,12 @@ def tokenized(utterances: Sequence[Utterance], tokenizer: str, kept: Path) -> li
     return [DualCodes(*pair) for pair in zip(*streams, strict=True)]
 
 
-def difference(first: list[tuple[list[str], list[str]]], second: list[tuple[list[str], list[str]]]) -> list[float]:
-    """95 % interval of the error rate of the first minus that of the second on the same recordings, resampled
-    together."""
-    from rapidfuzz.distance import Levenshtein
-
-    edits = np.array([[Levenshtein.distance(*pair) for pair in pairs] for pairs in (first, second)])
-    units = np.array([len(reference) for reference, _ in first])
-    drawn = np.random.default_rng(0).integers(len(units), size=(ROUNDS, len(units)))
-    gap = (edits[0][drawn].sum(axis=1) - edits[1][drawn].sum(axis=1)) / units[drawn].sum(axis=1)
-    return [float(bound) for bound in np.percentile(gap, [2.5, 97.5])]
+def difference(first: Pairs, second: Pairs) -> Difference:
+    """How much more often the second is wrong on the same recordings."""
+    errors = [[count_errors(*pair) for pair in pairs] for pairs in (first, second)]
+    totals = [[one.total for one in each] for each in errors]
+    lengths = [one.length for one in errors[0]]
+    return paired(totals[0], totals[1], (lengths, lengths))
 
 
 def main() -> None:
@@ -118,7 +117,7 @@ def main() -> None:
         }
     for streams in ("semantic", "linguistic"):
         if {streams, "dual"} <= set(pairs):
-            results[f"{streams} minus dual"] = difference(pairs[streams], pairs["dual"])
+            results[f"{streams} minus dual"] = asdict(difference(pairs["dual"], pairs[streams]))
     print(json.dumps(results, indent=2))
 
 

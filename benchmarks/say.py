@@ -1,6 +1,6 @@
-"""How well and how fast the embedded voices speak: `python benchmarks/say.py --kokoro DIR --whisper DIR`.
+"""How well and how fast the embedded voices speak: `python benchmarks/say.py`.
 
-Twenty sentences per language (benchmarks/sentences, as written and as said) are spoken and transcribed again by
+Twenty sentences per language (evals/tts, as written and as said) are spoken and transcribed again by
 Whisper-base with beam 5. Reports word or character error rate with a bootstrap interval over sentences, the real-time
 factor in wall and processor time, the time to the first audio of a typical first clause, and how far the edges of words
 lie from the silences that are heard between them.
@@ -22,12 +22,15 @@ import numpy as np
 import soxr
 from misaki.zh_normalization.char_convert import tranditional_to_simplified
 
-from stepaudio.speech.backends.onnx_voice import OnnxVoice
+from stepaudio import load
+from stepaudio.eval.metrics.errors import count_errors
+from stepaudio.eval.metrics.intervals import ratio
 from stepaudio.speech.reading import spoken
-from stepaudio.speech.roles import Speech
+from stepaudio.speech.roles import Speaker, Speech
 from stepaudio.speech.say import say
+from stepaudio.speech.weights import Store, catalogue
 
-SENTENCES = Path(__file__).parent / "sentences"
+SENTENCES = Path(__file__).parent.parent / "evals" / "tts"
 FIRST_CLAUSES = {"en": "Sure, I can help", "zh": "今天北京的天气"}
 _PAUSED = re.compile("[,;，；]")
 VOICES = (("heart", "en"), ("af_heart", "en"), ("zf_xiaoxiao", "zh"))
@@ -41,7 +44,7 @@ class Result:
     sentences: int
     units: int
     error_rate: float
-    interval: tuple[float, float]
+    interval: tuple[float | None, float | None]
     real_time_factor: float
     processor_factor: float
     first_audio_p50: float
@@ -52,32 +55,28 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kokoro", type=Path, required=True, help="folder with kokoro-int8.onnx, kokoro-vocab.json")
-    parser.add_argument("--voices", type=Path, required=True, help="folder with the Kokoro voice files")
-    parser.add_argument("--whisper", type=Path, required=True, help="folder of a CTranslate2 Whisper model")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bundle", default="small")
+    parser.add_argument("--voice", action="append", help="only this voice (of the three that are measured)")
     parser.add_argument("--out", type=Path, help="folder for the spoken sentences")
     arguments = parser.parse_args()
 
     from faster_whisper import WhisperModel
 
-    speaker = OnnxVoice(
-        kokoro=arguments.kokoro / "kokoro-int8.onnx",
-        vocab=arguments.kokoro / "kokoro-vocab.json",
-        voices=arguments.voices,
-        threads=arguments.threads,
-    )
-    whisper = WhisperModel(str(arguments.whisper), compute_type="int8", cpu_threads=arguments.threads)
+    speaker = load(arguments.bundle).speaker
+    judge = Store().verified(catalogue()["whisper-base"])
+    whisper = WhisperModel(str(judge), compute_type="int8", cpu_threads=2)
     for voice, language in VOICES:
+        if arguments.voice and voice not in arguments.voice:
+            continue
         result = measure(speaker, whisper, voice, language, arguments.out)
         print(json.dumps(asdict(result), ensure_ascii=False), flush=True)
 
 
-def measure(speaker: OnnxVoice, whisper: Any, voice: str, language: str, out: Path | None) -> Result:
+def measure(speaker: Speaker, whisper: Any, voice: str, language: str, out: Path | None) -> Result:
     for _ in say(speaker, FIRST_CLAUSES[language], voice=voice):  # warm: lexicons and memory pools
         pass
     split = _words if language == "en" else _characters
-    errors, lengths, edges = [], [], []
+    errors, edges = [], []
     busy = worked = audible = 0.0
     for number, (written, said) in enumerate(sentences(language)):
         start, ran = time.perf_counter(), time.process_time()
@@ -92,20 +91,19 @@ def measure(speaker: OnnxVoice, whisper: Any, voice: str, language: str, out: Pa
             out.mkdir(parents=True, exist_ok=True)
             soundfile.write(out / f"{voice}-{number:02}.wav", samples, speaker.rate)
         heard = spoken(transcribe(whisper, samples, speaker.rate, language), language)
-        reference, hypothesis = split(said), split(heard)
-        errors.append(distance(reference, hypothesis))
-        lengths.append(len(reference))
+        errors.append(count_errors(split(said), split(heard)))
         # `say` ends the first clause at a comma; here the whole sentence is one clause.
         for chunk in speaker.speak(written, voice=voice) if _PAUSED.search(written) else ():
             edges += edge_errors(chunk, speaker.rate)
-        if errors[-1]:
+        if errors[-1].total:
             print(f"  {voice}: {written} -> {heard}", flush=True)
+    rate = ratio([each.total for each in errors], [each.length for each in errors])
     return Result(
         voice,
         len(errors),
-        sum(lengths),
-        sum(errors) / sum(lengths),
-        bootstrap(errors, lengths),
+        sum(each.length for each in errors),
+        rate.value,
+        (rate.low, rate.high),
         busy / audible,
         worked / audible,
         statistics.median(first_audio(speaker, voice, FIRST_CLAUSES[language]) for _ in range(7)),
@@ -137,7 +135,7 @@ def transcribe(whisper: Any, samples: Any, rate: int, language: str) -> str:
     return str(tranditional_to_simplified(text)) if language == "zh" else text
 
 
-def first_audio(speaker: OnnxVoice, voice: str, clause: str) -> float:
+def first_audio(speaker: Speaker, voice: str, clause: str) -> float:
     start = time.perf_counter()
     next(iter(say(speaker, clause, voice=voice)))
     return time.perf_counter() - start
@@ -159,28 +157,6 @@ def edge_errors(chunk: Speech, rate: int, step: int = 120) -> list[float]:
         last = middle + int(np.argmin(quiet[middle:]))
         errors += [abs(first * step / rate - word.end), abs(last * step / rate - following.start)]
     return errors
-
-
-def distance(reference: list[str], hypothesis: list[str]) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(hypothesis) + 1))
-    for index, item in enumerate(reference):
-        previous, row[0] = row[0], index + 1
-        for column, other in enumerate(hypothesis):
-            previous, row[column + 1] = (
-                row[column + 1],
-                min(row[column + 1] + 1, row[column] + 1, previous + (item != other)),
-            )
-    return row[-1]
-
-
-def bootstrap(errors: list[int], lengths: list[int], *, rounds: int = 2000) -> tuple[float, float]:
-    """95 % interval of the error rate over resampled sentences."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(0, len(errors), (rounds, len(errors)))
-    rates = np.array(errors)[drawn].sum(axis=1) / np.array(lengths)[drawn].sum(axis=1)
-    low, high = np.percentile(rates, [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _words(text: str) -> list[str]:

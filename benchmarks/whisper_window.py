@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import jiwer
-import numpy as np
 from rich.console import Console
 from rich.progress import track
 
 from stepaudio.audio.io import read
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import SileroVad
+from stepaudio.eval.metrics.errors import count_errors
+from stepaudio.eval.metrics.intervals import ratio
 from stepaudio.speech.backends.whisper import WhisperTranscriber
 from stepaudio.speech.reading import spoken
 
@@ -178,21 +178,18 @@ def record(tally: Tally, clip: Clip, hear: Hear, repeat: int) -> None:
     tally.processor += min(processors)
 
 
-def summarise(group: str, variant: str, tally: Tally, rounds: int = 2000) -> Row:
+def summarise(group: str, variant: str, tally: Tally) -> Row:
     pairs = [
-        jiwer.process_words(reference, hypothesis)
+        count_errors(reference.split(), hypothesis.split())
         for reference, hypothesis in zip(tally.references, tally.hypotheses, strict=True)
     ]
-    errors = np.array([p.substitutions + p.deletions + p.insertions for p in pairs])
-    lengths = np.array([p.hits + p.substitutions + p.deletions for p in pairs])
-    drawn = np.random.default_rng(0).integers(0, len(pairs), (rounds, len(pairs)))
-    low, high = np.percentile(errors[drawn].sum(axis=1) / lengths[drawn].sum(axis=1), [2.5, 97.5])
+    rate = ratio([pair.total for pair in pairs], [pair.length for pair in pairs])
     return Row(
         group,
         variant,
         len(pairs),
-        float(errors.sum() / lengths.sum()),
-        (float(low), float(high)),
+        rate.value,
+        (rate.low or 0.0, rate.high or 0.0),
         tally.wall / len(pairs),
         tally.processor / len(pairs),
         tally.wall / tally.audio,

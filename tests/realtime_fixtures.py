@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from typing import Annotated, Any
@@ -56,7 +57,10 @@ def _no_extras(value: Any, where: str) -> None:
 
 
 class ScriptedTranscriber(FixedTranscriber):
-    """Hears the next line of a script, the last one for ever; a line may be an error to raise."""
+    """Hears a line of a script per turn, the last one for ever; a line may be an error to raise.
+
+    A turn is transcribed several times, each time with more of it: audio shorter than the last is another's.
+    """
 
     def __init__(self, work: Work) -> None:
         super().__init__(work)
@@ -65,8 +69,10 @@ class ScriptedTranscriber(FixedTranscriber):
 
     def transcribe(self, samples: Samples, *, cancel: Event | None = None, **options: Any) -> Transcript:
         known = super().transcribe(samples, cancel=cancel, **options)
+        if self.heard and known.duration < self.heard[-1] and len(self.lines) > 1:
+            self.lines.pop(0)
         self.heard.append(known.duration)
-        line = self.lines.pop(0) if len(self.lines) > 1 else self.lines[0]
+        line = self.lines[0]
         if isinstance(line, Exception):
             raise line
         return Transcript(line, known.language, known.duration, 0.9)
@@ -109,6 +115,9 @@ class ScriptedResponder:
                 else:
                     yield TextDelta(part)
             yield Finish("tool_calls" if called else "stop", 20, 5, 10)
+
+    def warm(self, messages, tools=(), *, words="", cancel=None):
+        """Reads nothing ahead."""
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         return sum(len(message.content.split()) for message in messages)
@@ -182,6 +191,21 @@ class Client:
                 self.read(left)
             except TimeoutError:
                 return
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, Any]) -> Any:
+    """Wait for something that must come about. Time in which the whole process was stopped does not count: a machine
+    that is suspended, or busy with something else, breaks nothing."""
+    task, left = asyncio.ensure_future(work), seconds
+    while left > 0:
+        before = time.monotonic()
+        done, _ = await asyncio.wait({task}, timeout=0.25)
+        if done:
+            return task.result()
+        left -= min(time.monotonic() - before, 0.5)
+    task.cancel()
+    await asyncio.wait({task}, timeout=5)
+    raise TimeoutError(f"it did not come about within {seconds:g} s")
 
 
 @contextmanager

@@ -87,9 +87,9 @@ class Driver:
         for output in outputs:
             self.seen.add(type(output))
             match output:
-                case ev.Transcribe(job):
+                case ev.Transcribe(job) | ev.Overhear(job):
                     self.open["text"].append(job)
-                case ev.Score(job):
+                case ev.Score(job) | ev.Warm(job=str(job)):
                     self.open["score"].append(job)
                 case ev.StartReply(reply_id):
                     self.open["reply"].append(reply_id)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, TurnEvent, combine
-from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request
+from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request, settled
 from stepaudio.errors import InputError
 from stepaudio.speech.roles import TurnScorer
 
@@ -111,7 +111,14 @@ def test_events_alternate_and_time_runs_forward(windows: list[float], pause: flo
 
 @pytest.mark.parametrize(
     "bad",
-    [{"threshold": 0.0}, {"pause": 0.0}, {"floor": 0.1}, {"ceiling": 0.2}, {"idle_timeout": 0.0}, {"min_speech": -1.0}],
+    [
+        {"threshold": 0.0},
+        {"pause": 0.0},
+        {"floor": 0.05},
+        {"ceiling": 0.2},
+        {"idle_timeout": 0.0},
+        {"min_speech": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(InputError):
@@ -192,13 +199,14 @@ def test_unfinished_turns_score_low(text: str) -> None:
 def test_without_words_nobody_knows() -> None:
     scorer = TextTurnScorer()
     assert isinstance(scorer, TurnScorer)
-    assert scorer.score(None, None, None) == scorer.score(None, "", "en") == scorer.score(None, "...", "en") == 0.5
+    assert [scorer.score(None, text, "en") for text in (None, "", "...")] == [None, None, None]
 
 
 @settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_has_a_score(text: str) -> None:
-    assert 0 <= TextTurnScorer().score(None, text, None) <= 1
+    score = TextTurnScorer().score(None, text, None)
+    assert score is None or 0 <= score <= 1
 
 
 @pytest.mark.parametrize(
@@ -221,3 +229,18 @@ def test_a_continuation_that_adds_nothing_is_the_same_request() -> None:
     assert same_request("今天天气怎么样", "嗯，今天天气怎么样？")
     assert not same_request("What's the weather?", "What's the weather in Paris?")
     assert not same_request("I can", "I can't")
+
+
+@pytest.mark.parametrize(
+    ("partial", "kept"),
+    [
+        ("", ""),
+        ("What?", ""),
+        ("What do you usually?", "What do you"),
+        ("I'd like a table for two, ple", "I'd like a table for two,"),
+        ("你平时喜欢着。", "你平时喜"),
+        ("打开 Wi-Fi", "打开 Wi-"),
+    ],
+)
+def test_the_last_word_of_a_partial_transcript_may_change(partial: str, kept: str) -> None:
+    assert settled(partial) == kept

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from stepaudio.agent.turn import Ended, TurnConfig, TurnDetector
+from stepaudio.audio.io import read
 from stepaudio.audio.pcm import Samples
-from stepaudio.audio.vad import RATE, SPEECH, WINDOW, SileroVad, Stretch, VadStream, segments
+from stepaudio.audio.vad import RATE, SPEECH, WINDOW, GatedVadStream, SileroVad, Stretch, VadStream, segments
 from stepaudio.errors import AudioError, InputError, MissingError
 from stepaudio.speech.weights import Store, catalogue
 
@@ -226,3 +228,83 @@ def test_the_network_hears_speech_and_not_noise() -> None:
     stream = vad.stream()
     parts = [stream.push(block) for block in cut(speech, [160, 777, 3000])] + [stream.flush()]
     np.testing.assert_array_equal(np.concatenate(parts), probabilities)
+
+
+# ---------------------------------------------------------------- the gate
+
+
+class CountingVad(SileroVad):
+    """Counts the windows that the network is asked for."""
+
+    def __init__(self, vad: SileroVad) -> None:
+        self.vad = vad
+        self.windows = 0
+
+    def run(self, window: Samples, state: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        self.windows += 1
+        return self.vad.run(window, state)
+
+
+def noise(seconds: float, level: float, seed: int = 0) -> Samples:
+    drawn = np.random.default_rng(seed).standard_normal(int(seconds * RATE)).astype(np.float32) * np.float32(level)
+    rounded: Samples = np.round(drawn * 32767).astype(np.float32) / 32768
+    return rounded
+
+
+@given(st.lists(st.integers(1, 3000), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_any_cutting_of_a_gated_stream_gives_the_same(lengths: list[int]) -> None:
+    audio = np.concatenate([noise(3.0, 0.001), audio_of([0.6] * 5), noise(3.0, 0.001)])
+    whole = GatedVadStream(PlainVad()).push(audio)
+    stream = GatedVadStream(PlainVad())
+    assert np.array_equal(np.concatenate([stream.push(block) for block in cut(audio, lengths)]), whole)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.0001, 0.003, 0.1])
+def test_the_network_sleeps_while_nothing_begins(level: float) -> None:
+    vad = CountingVad(PlainVad())
+    stream = GatedVadStream(vad)
+    stream.push(noise(5.0, level))
+    asked = vad.windows
+    stream.push(noise(60.0, level, seed=1))
+    assert vad.windows - asked < 0.1 * 60.0 / SECONDS
+    before = vad.windows
+    stream.push(noise(SECONDS, level + 0.05, seed=2) * 2)
+    assert vad.windows - before == 9  # what was skipped just before is heard too
+
+
+def test_a_gate_stays_open_while_the_network_hears_something() -> None:
+    vad = CountingVad(PlainVad())
+    steady = audio_of([0.2] * 500)
+    assert (GatedVadStream(vad).push(steady) > 0).all()
+    assert vad.windows == 500
+
+
+def turns(probabilities: NDArray[np.float32]) -> list[tuple[float, float]]:
+    detector, found = TurnDetector(TurnConfig.server_vad()), []
+    for probability in probabilities:
+        found += [(e.start, e.end) for e in detector.push(float(probability)) if isinstance(e, Ended)]
+    return found
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", ["question-en", "question-zh"])
+@pytest.mark.parametrize("loudness", [1.0, 0.1, 0.01])
+@pytest.mark.parametrize("snr", [None, 20, 10, 5, 0])
+def test_no_speech_is_lost_at_the_gate(name: str, loudness: float, snr: int | None) -> None:
+    """In silence and in noise, loud and quiet: every turn that the network finds is found, and begins when it does."""
+    silero = SileroVad(Store().verified(catalogue()["silero-vad"]) / "silero_vad.onnx")
+    speech = read(Path(__file__).parent.parent / "examples" / f"{name}.flac", rate=RATE)
+    spoken = float(np.sqrt(np.mean(np.square(speech[np.abs(speech) > 0.01]))))
+    audio = np.concatenate([np.zeros(6 * RATE, np.float32), speech, np.zeros(4 * RATE, np.float32)])
+    if snr is not None:
+        audio += noise(len(audio) / RATE, 1.0)[: len(audio)] * np.float32(spoken * 10 ** (-snr / 20))
+    audio = np.clip(audio * np.float32(loudness), -1, 1)
+    plain = turns(silero.stream().push(audio))
+    gated = turns(GatedVadStream(silero).push(audio))
+    assert plain or (snr == 0 and loudness < 1)
+    for start, end in plain:
+        (same,) = [turn for turn in gated if turn[0] < end and turn[1] > start]
+        assert same[0] <= start + 2 * SECONDS
+        assert same[1] >= end - 2 * SECONDS
+    assert all(start >= 5.9 for start, _ in gated)  # and none where there is only noise

@@ -171,7 +171,7 @@ def test_a_killed_synthesis_goes_on_and_ends_as_the_whole_one(tmp_path):
 
 
 def test_an_unknown_teacher_is_named(tmp_path):
-    with pytest.raises(InputError, match="'nobody'.*hummer"):
+    with pytest.raises(InputError, match=r"'nobody'.*hummer"):
         next(synthesize(hum(1, teacher="nobody"), tmp_path, {"hummer": Hummer}))
 
 

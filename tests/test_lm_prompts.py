@@ -136,13 +136,13 @@ def test_clone_carries_the_reference_in_its_system_turn(prompts):
         ("style", {"option": "whisper"}, "Make the following audio more whisper in style. It says: "),
         ("speed", {"option": "more faster"}, "Make the following audio more faster. It says: "),
         ("paralinguistic", {"text": "a", "target": "[sigh] a"}, "that it says: [sigh] a\nIt says: a"),
-        ("denoise", {}, Wording().edit_denoise),
-        ("trim", {}, Wording().edit_trim),
+        ("denoise", {}, Wording().edit_denoise.strip()),
+        ("trim", {}, Wording().edit_trim.strip()),
     ],
 )
 def test_edit(prompts, kind, arguments, instruction):
     text = show(prompts.edit(kind, audio(3), **arguments))
-    assert text.startswith(f"<s><|BOT|>system\n{Wording().edit}<|EOT|><|BOT|>human\n")
+    assert text.startswith(f"<s><|BOT|>system\n{Wording().edit}<|EOT|><|BOT|>human\n ")  # the space: a text of its own
     assert text.endswith(f"{instruction}\n\n<audio_3>\n<|EOT|><|BOT|>assistant\n")
 
 

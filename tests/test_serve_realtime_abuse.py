@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from threading import Event
 from typing import Any, get_args
 
@@ -17,13 +20,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
 from realtime_fixtures import TalkBundle, client, speech
 from serve_fixtures.live import Live, live, until
 from stepaudio.errors import BackendError
 from stepaudio.serve.realtime.schema import ClientEvent
+from stepaudio.speech.backends.openai import OpenAIResponder
+from stepaudio.speech.weights import Store, catalogue
 
+PATIENCE = 120
 HELLO = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello"}]}
 
 
@@ -96,7 +102,13 @@ def test_each_mistake_is_named_and_the_session_goes_on(server: Live, bundle: Any
             "session.audio.input.transcription.language",
         ),
         (update(max_output_tokens=0), "invalid_value", "session.max_output_tokens"),
-        (update(tools=[{"type": "mcp", "server_label": "x"}]), "invalid_value", "session.tools.0.type"),
+        (update(tools=[{"type": "web_search"}]), "invalid_value", "session.tools.0.type"),
+        (update(tools=[{"type": "function"}]), "missing_required_parameter", "session.tools.0.name"),
+        (
+            update(tools=[{"type": "mcp", "server_label": "x", "require_approval": "never"}]),
+            "missing_required_parameter",
+            "session.tools.0.server_url",
+        ),
     ]
     with client(server.url) as talk:
         before = talk.update()["session"]
@@ -160,6 +172,26 @@ def test_an_event_that_is_too_large_ends_only_its_own_connection(server: Live, b
 # ---------------------------------------------------------------- too much, too fast
 
 
+def test_events_that_are_too_large_one_after_the_other_leave_nothing_behind(server: Live, bundle: Any) -> None:
+    """Twenty times 10 MB, and then as many connections as before."""
+    for _ in range(20):
+        with client(server.url) as talk, suppress(ConnectionClosed):
+            talk.send("input_audio_buffer.append", audio="A" * (10 << 20))
+    until(lambda: server.app.state.realtime.sessions == 0)
+
+
+def test_fifty_connections_a_second_that_do_nothing_or_leave_at_once(server: Live, bundle: Any) -> None:
+    with client(server.url) as other:
+        for i in range(50):
+            with client(server.url) as talk:
+                talk.socket.send(("{", json.dumps({"type": "no.such.event"}), b"\xff")[i % 3])
+        for _ in range(50):
+            socket.create_connection(("127.0.0.1", server.port)).close()
+        other.say(speech())
+        other.until("response.done")
+    until(lambda: server.app.state.realtime.sessions == 0)
+
+
 def test_a_minute_of_audio_at_once(server: Live, bundle: Any) -> None:
     """A flood is heard in full: it is read more slowly than it is sent, and memory stays bounded."""
     with client(server.url) as talk, client(server.url) as other:
@@ -215,6 +247,26 @@ def test_a_client_that_stops_reading_is_let_go() -> None:
         other.say(speech())
         other.until("response.done")
         until(lambda: bundle.work.running == 0)
+
+
+def deaf_client(url: str) -> ClientConnection:
+    """One that reads almost nothing."""
+    return connect(url.replace("http", "ws") + "/v1/realtime", compression=None, max_queue=1)
+
+
+def test_a_reply_that_nobody_reads_keeps_no_other_waiting() -> None:
+    """More replies than may be made at once, to a client that reads none of them."""
+    bundle = TalkBundle()
+    bundle.responder.answer = lambda messages, tools: ["many words " * 400]
+    with live(bundle) as server, client(server.url) as talk, deaf_client(server.url) as deaf:
+        for _ in range(2 * server.app.state.realtime.scheduler.replying.places):
+            deaf.send(json.dumps({"type": "response.create", "response": {"conversation": "none"}}))
+        time.sleep(1.0)
+        bundle.responder.answer = lambda messages, tools: ["Fine."]
+        talk.say(speech())
+        assert talk.until("response.done")["response"]["status"] == "completed"
+        deaf.socket.shutdown(socket.SHUT_RDWR)
+    until(lambda: bundle.work.running == 0)
 
 
 def _frame(text: str) -> bytes:
@@ -325,6 +377,51 @@ def test_a_failing_model_ends_one_reply(server: Live, bundle: Any) -> None:
         talk.say(speech(1.3))
         assert talk.until("response.done")["response"]["status"] == "completed"
     until(server.idle)
+
+
+_LLAMA = """
+import sys, time, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.verbosity, params.port = sys.argv[1], 512, -1, int(sys.argv[2])
+server = xllamacpp.Server(params)
+print(server.listening_address, flush=True)
+time.sleep(600)
+"""
+
+
+@contextmanager
+def llama_server(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """llama.cpp's own server in a process of its own, and its address."""
+    model = str(Store().verified(catalogue()["qwen2.5-coder-0.5b"]) / "model.gguf")
+    command = [sys.executable, "-c", _LLAMA, model, str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.weights
+def test_a_model_server_that_is_killed_in_the_middle_of_a_reply() -> None:
+    bundle = TalkBundle()
+    bundle.transcriber.lines = ["count from one to one thousand"]
+    with live(bundle) as server, client(server.url) as talk:
+        talk.update(output_modalities=["text"])
+        with llama_server() as (process, address):
+            bundle.responder = OpenAIResponder(f"{address}/v1", "tiny", context=512)  # type: ignore[assignment]
+            talk.say(speech())
+            talk.until("response.output_text.delta", timeout=PATIENCE)
+            process.kill()
+            done = talk.until("response.done", timeout=PATIENCE)["response"]
+            assert (done["status"], done["status_details"]["error"]["code"]) == ("failed", "backend_error")
+        talk.send("response.create")
+        assert talk.until("response.done", timeout=PATIENCE)["response"]["status"] == "failed"
+        with llama_server(int(address.rpartition(":")[2])):
+            talk.send("response.create", response={"max_output_tokens": 8})
+            assert talk.until("response.done", timeout=PATIENCE)["response"]["status"] == "incomplete"
 
 
 def test_a_client_that_leaves_stops_its_work(server: Live, bundle: Any) -> None:

@@ -82,6 +82,9 @@ class Script:
         finally:
             self.stopped.set()
 
+    def warm(self, messages, tools=(), *, words="", cancel=None):
+        """Reads nothing ahead."""
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         return len(messages)
 

@@ -158,6 +158,25 @@ def test_warming_a_history_leaves_only_the_turn(responder: LlamaCppResponder) ->
     assert finish.prompt_tokens - finish.cached_tokens < 16
 
 
+def test_the_words_tell_whether_the_sentence_is_over(responder: LlamaCppResponder) -> None:
+    whole = responder.warm((), words="What is the capital of France")
+    cut = responder.warm((), words="What is the capital of")
+    assert whole is not None
+    assert cut is not None
+    assert 0 <= cut < 0.1 < whole <= 1.001
+    assert responder.warm(()) is None
+
+
+@pytest.mark.weights
+def test_warming_with_words_leaves_only_the_rest_of_the_turn(responder: LlamaCppResponder) -> None:
+    words = "Tell me which of the planets of our sun is the largest"
+    responder.warm([Message("user", "Hi."), Message("assistant", "Hello.")], words=words)
+    history = [Message("user", "Hi."), Message("assistant", "Hello."), Message("user", f"{words} one.")]
+    *_, finish = responder.respond(history, sampling=Sampling(max_tokens=2))
+    assert isinstance(finish, Finish)
+    assert finish.prompt_tokens - finish.cached_tokens < 12
+
+
 @pytest.mark.weights
 def test_greedy_and_seeded_replies_repeat(responder: LlamaCppResponder) -> None:
     hot = Sampling(max_tokens=16, temperature=1.2, seed=7)

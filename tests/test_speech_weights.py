@@ -18,6 +18,7 @@ from threading import Thread
 import pytest
 
 from stepaudio.errors import InputError, IntegrityError, MissingError, NotFoundError
+from stepaudio.lm.prompts import Wording
 from stepaudio.speech.weights import Artefact, Store, WeightFile, catalogue, home, parse, resolve
 
 
@@ -234,6 +235,9 @@ def test_the_catalogue_is_whole() -> None:
         assert entry.licence
         assert entry.files
         for file in entry.files:
+            if not file.sha256:
+                assert entry.snapshot or all(source.startswith("https://") for source in file.sources)
+                continue
             assert len(file.sha256) == 64
             assert file.size > 0
             for source in file.sources:
@@ -250,6 +254,50 @@ def test_a_file_may_not_leave_its_folder(path: str) -> None:
 def test_malformed_tables_name_the_field() -> None:
     with pytest.raises(InputError, match="sha256"):
         parse("bad", {"licence": "", "files": [{"path": "a", "size": 1, "from": "file:/x"}]})
+
+
+def test_what_cannot_be_known_beforehand_may_not_change_afterwards(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(WHOLE)
+    table = {"licence": "CC0-1.0", "unpinned": True, "files": [{"path": "a", "from": f"file:{tmp_path / 'a.bin'}"}]}
+    loose = parse("loose", table)
+    store = Store(tmp_path / "home")
+    folder = store.pull(loose)
+    assert store.missing(loose) == []
+    (folder / "a").write_bytes(WHOLE.upper())
+    with pytest.raises(IntegrityError, match=sha(WHOLE)):
+        store.verified(loose)
+    (folder / "a").unlink()
+    with pytest.raises(MissingError):
+        store.verified(loose)
+
+
+def test_files_are_derived_from_others(tmp_path: Path) -> None:
+    (tmp_path / "tts.py").write_text("sys_prompt_wo_spk = 'Read it out.'\n")
+    files = [{"path": "tts.py", "from": f"file:{tmp_path / 'tts.py'}"}]
+    table = {"licence": "CC0-1.0", "unpinned": True, "files": files, "derive": {"prompts.toml": "step_audio_prompts"}}
+    derived = parse("derived", table)
+    assert resolve("derived/prompts.toml", {"derived": derived}) == (derived, "prompts.toml")
+    folder = Store(tmp_path / "home").pull(derived)
+    assert Wording.read(folder / "prompts.toml").speak == "Read it out."
+
+
+def test_a_hub_snapshot_is_fetched_whole_and_without_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def snapshot_download(name: str, *, revision: str | None, local_dir: Path, ignore_patterns: list[str]) -> None:
+        assert (name, revision) == ("org/model", "main")
+        assert "*.py" in ignore_patterns
+        for file in ("config.json", "model-00001.safetensors"):
+            local_dir.mkdir(parents=True, exist_ok=True)
+            (local_dir / file).write_bytes(WHOLE)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    table = {"licence": "Apache-2.0", "snapshot": "org/model@main", "size": 9, "files": [{"path": "config.json"}]}
+    folder = Store(tmp_path / "home").pull(parse("whole", table))
+    assert (folder / "model-00001.safetensors").read_bytes() == WHOLE
+    absent = parse("whole", table | {"files": [{"path": "other.json"}]})
+    with pytest.raises(MissingError, match=r"other\.json"):
+        Store(tmp_path / "elsewhere").pull(absent)
 
 
 def test_references_resolve() -> None:

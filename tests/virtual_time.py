@@ -71,7 +71,7 @@ class Watch:
 
     def output(self, output: ev.Output) -> None:
         match output:
-            case ev.Transcribe(job=job, start=float(start)):
+            case ev.Transcribe(job=job, start=float(start)) | ev.Overhear(job=job, start=start):
                 assert start >= self.kept, "audio that may have been dropped"
                 self.listening[job] = start
             case ev.CancelTranscribe(job):
@@ -239,7 +239,7 @@ class World:
 
     def _carry_out(self, output: ev.Output, now: float) -> None:
         match output:
-            case ev.Transcribe(job, _, start, end):
+            case ev.Transcribe(job=job, start=start, end=end) | ev.Overhear(job=job, start=start, end=end):
                 heard = [part.text for part in self.said if end is None or part.start < end]
                 begun = [part.text for part in self.said if start is not None and part.end <= start]
                 text = " ".join(heard[len(begun) :])

@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio.audio.encode import encode
+from stepaudio.audio.resample import resample
 from stepaudio.audio.vad import SileroVad
 from stepaudio.errors import Cancelled, InputError, NotFoundError, TextError
+from stepaudio.speech.bundle import Bundle
 from stepaudio.speech.roles import (
+    Edit,
     Finish,
     Message,
+    Reference,
     ReplyEvent,
     Samples,
     Sampling,
@@ -84,6 +88,20 @@ class ToneSpeaker:
                 time = np.arange(int(self.rate * 0.1 / speed)) / self.rate
                 yield Speech(np.sin(2 * np.pi * 440 * time).astype(np.float32) / 2, word)
 
+    def close(self) -> None: ...
+
+
+class Mimic(ToneSpeaker):
+    """A tone speaker that takes any clip for its voice, and whose every edit is the recording at half its level."""
+
+    def cloned(self, reference: Reference) -> Mimic:
+        return self
+
+    def edit(self, recording: Reference, edit: Edit, *, cancel: Event | None = None) -> Iterator[Speech]:
+        if edit.option == "sleepy":
+            raise InputError("There is no emotion sleepy.", param="option")
+        yield Speech(resample(recording.samples, recording.rate, self.rate) / 2, recording.transcript)
+
 
 class EchoResponder:
     """Repeats the last user message word by word, or calls the first tool (or the one that it must call)."""
@@ -120,6 +138,9 @@ class EchoResponder:
                 self.work.step(cancel)
                 yield TextDelta(word if i == 0 else f" {word}")
             yield Finish("length" if len(words) > limit else "stop", prompt, 1, min(len(words), limit))
+
+    def warm(self, messages, tools=(), *, words="", cancel=None):
+        """Reads nothing ahead."""
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         return sum(len(message.content.split()) for message in messages)
@@ -178,11 +199,18 @@ class FakeBundle:
         self.work = Work(pace)
         self.transcriber = FixedTranscriber(self.work)
         self.responder = EchoResponder(self.work)
-        self.speaker = ToneSpeaker(self.work)
+        self.speaker = Mimic(self.work)
         self.vad = LoudnessVad()
         self.warmed = Event()
         self.warming = Event()
         self.warming.set()
+
+    def has(self, role: str) -> bool:
+        return True
+
+    # The abilities are the real ones.
+    segments, transcribe = Bundle.segments, Bundle.transcribe
+    clone, edit, reference = Bundle.clone, Bundle.edit, Bundle.reference
 
     def warm(self) -> None:
         """Takes until `warming` is set."""

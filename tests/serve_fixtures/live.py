@@ -21,9 +21,9 @@ from stepaudio.serve.state import Phase, ServerState
 class Live:
     """A running server."""
 
-    def __init__(self, bundle: Any, settings: Settings, *, http: str = "auto") -> None:
+    def __init__(self, bundle: Any, settings: Settings, *, http: str = "auto", **offers: Any) -> None:
         self.bundle = bundle
-        self.app = create_app(bundle, settings=settings)
+        self.app = create_app(bundle, settings=settings, **offers)
         self.state: ServerState = self.app.state.server
         self.listener = bind("127.0.0.1", 0)
         self.port: int = self.listener.getsockname()[1]
@@ -57,9 +57,12 @@ class Live:
 
 
 @contextmanager
-def live(bundle: Any, *, http: str = "auto", wait: bool = True, **settings: Any) -> Iterator[Live]:
-    """Run a server over `bundle` for the length of a with block; it must come down by itself at the end."""
-    running = Live(bundle, Settings(**settings), http=http)
+def live(
+    bundle: Any, *, http: str = "auto", wait: bool = True, offers: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[Live]:
+    """Run a server over `bundle` for the length of a with block; it must come down by itself at the end. `offers` are
+    the tools that the app takes."""
+    running = Live(bundle, Settings(**settings), http=http, **offers or {})
     running.thread.start()
     try:
         if wait:

@@ -55,22 +55,24 @@ class MessageItem:
 
 @dataclass(frozen=True, slots=True)
 class CallItem:
-    """A tool call that the model made."""
+    """A tool call that the model made. `server` names what runs it here; None: the client does."""
 
     id: str
     call: ToolCall
     status: Status = "completed"
     reply_id: str | None = None
+    server: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class OutputItem:
-    """The result of a tool call."""
+    """The result of a tool call, or, `failed`, what the model is told of its failure."""
 
     id: str
     call_id: str
     output: str
     status: Status = "completed"
+    failed: bool = False
 
 
 Item = MessageItem | CallItem | OutputItem
@@ -218,6 +220,11 @@ class Context:
     def awaits(self, call_id: str) -> bool:
         """Whether this call is in the conversation and has no result yet."""
         return call_id in self._calls and call_id not in self._outputs
+
+    def result(self, call_id: str) -> OutputItem | None:
+        """The result of a call, when it is there."""
+        item = self._items.get(self._outputs.get(call_id, ""))
+        return item if isinstance(item, OutputItem) else None
 
     # ------------------------------------------------------------ as a prompt
 

@@ -64,10 +64,11 @@ class TranscribeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The answer to `Score`: probability that the turn is over."""
+    """The answer to `Score`, the probability that the turn is over, or to `Warm`, that the sentence is; None is no
+    opinion."""
 
     job: str
-    probability: float
+    probability: float | None
 
 
 # ---------------------------------------------------------------- events in: the reply in the making
@@ -119,10 +120,11 @@ class ReplyFailed:
 
 @dataclass(frozen=True, slots=True)
 class ToolFinished:
-    """The result of a tool run by `RunTool`, as the model will read it."""
+    """The result of a tool run by `RunTool`, as the model will read it; of one that `failed`, that it did."""
 
     call_id: str
     output: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,8 +258,35 @@ class Transcribe:
 
 
 @dataclass(frozen=True, slots=True)
-class CancelTranscribe:
+class Overhear:
+    """Transcribe the input from `start` to `end` while the user speaks on; may fail at once on a busy machine."""
+
     job: str
+    start: float
+    end: float
+    language: str | None = None
+    hint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTranscribe:
+    """Of `Transcribe` and `Overhear`."""
+
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """Have the responder read the history, and the `words` that the user has said since, before anybody waits for it.
+
+    The latest one counts. With a `job`, `Scored` tells how likely the words end a sentence, and a speculation waits for
+    it; without, a reply that is to be made ends it.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...]
+    words: str
+    job: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +376,8 @@ class Summarise:
 
 
 Command = (
-    Transcribe | CancelTranscribe | Score | StartReply | PauseReply | ResumeReply | CommitReply | CancelReply
-    | Play | StopPlayback | RunTool | CancelTool | Summarise
+    Transcribe | Overhear | CancelTranscribe | Score | Warm | StartReply | PauseReply | ResumeReply | CommitReply
+    | CancelReply | Play | StopPlayback | RunTool | CancelTool | Summarise
 )  # fmt: skip
 
 

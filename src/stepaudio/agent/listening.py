@@ -18,9 +18,11 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
-from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request
+from stepaudio.agent.wording import TextTurnScorer, end_of_turn, is_backchannel, same_request, settled, spoken_part
 
 _SHORTEST_COMMIT = 0.1
+_OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
+"""Seconds of speech between transcripts while the user speaks, and when a gap invites one sooner."""
 _MOST_PENDING = 8
 """Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
 
@@ -39,7 +41,15 @@ class _Turn:
     language: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     text_job: str | None = None
+    overhear_job: str | None = None
+    overheard: float = 0.0
+    """Speech of this turn up to the last transcript that was asked for while it went on."""
+    overheard_to: float = 0.0
+    """Where the input ends that this transcript is of."""
+    overheard_text: tuple[str, str | None] | None = None
+    """This transcript and its language, once known."""
     score_job: str | None = None
+    words_job: str | None = None
     attempts: int = 0
     voiced_before: float = 0.0
     """Speech of this turn before it last resumed."""
@@ -142,6 +152,11 @@ class Listener:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
+        if turn.confirmed and self._may_speculate:
+            new = detector.voiced - turn.overheard
+            # A silent window may be the end: a transcript that is asked for now is there sooner than at the pause.
+            if new >= _OVERHEAR_EVERY or (new >= _OVERHEAR_LEAST and detector.silence > 0):
+                self._overhear(turn)
 
     def _on_started(self, at: float, now: float) -> None:
         assert self.settings.turn is not None
@@ -161,6 +176,8 @@ class Listener:
         self._out(ev.SpeechStarted(turn.item_id, turn.start))
         if self.settings.turn.interrupt_response and self._replies.busy(now):
             turn.owed = self._replies.interrupt(now)
+        if self._may_speculate:
+            self._replies.warm("")
 
     def _on_paused(self, at: float, now: float) -> None:
         turn, config = self.turn, self.settings.turn
@@ -170,7 +187,7 @@ class Listener:
         if turn.confirmed:
             self._out(ev.SpeechPaused(turn.item_id, at))
         if config.adaptive or not turn.confirmed or self._may_speculate:
-            self._ask_text(turn, final=False)
+            self._want_text(turn, now)
         if self.settings.acoustic:
             turn.score_job = self._new_id("job")
             self._out(ev.Score(turn.score_job, turn.start, self.detector.position))
@@ -201,6 +218,7 @@ class Listener:
     def _close(self, turn: _Turn, now: float) -> None:
         """The turn is over: its item enters the conversation, with its transcript if that is known."""
         self.turn = None
+        self._stop_overhearing(turn)
         config = self.settings.turn
         if config is not None:
             turn.reply = config.create_response
@@ -239,6 +257,7 @@ class Listener:
 
     def _drop_backchannel(self, turn: _Turn) -> None:
         self.turn = None
+        self._stop_overhearing(turn)
         if turn.transcript:
             self._out(ev.Backchannel(turn.transcript))
 
@@ -253,6 +272,35 @@ class Listener:
         language, hint = self.settings.language, self.settings.hint
         self._out(ev.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
 
+    def _overhear(self, turn: _Turn) -> None:
+        """Get to know what is said before it is over."""
+        if turn.overhear_job is None:
+            turn.overheard, turn.overheard_to = self.detector.voiced, self.detector.position
+            turn.overhear_job, turn.overheard_text = self._new_id("job"), None
+            span = turn.start, turn.overheard_to
+            self._out(ev.Overhear(turn.overhear_job, *span, self.settings.language, self.settings.hint))
+
+    def _on_overheard(self, turn: _Turn, text: str, language: str | None) -> None:
+        turn.overhear_job, turn.overheard_text = None, (text, language)
+        if text and turn.text_job is None and turn.transcript is None:
+            self._out(ev.TranscriptPartial(turn.item_id, text))
+            self._replies.warm(settled(text))
+
+    def _stop_overhearing(self, turn: _Turn) -> None:
+        if turn.overhear_job is not None:
+            self._out(ev.CancelTranscribe(turn.overhear_job))
+        turn.overhear_job = turn.overheard_text = None
+
+    def _want_text(self, turn: _Turn, now: float) -> None:
+        """Get the transcript of a turn that pauses, by one that is of all its speech already if there is one."""
+        complete = turn.overheard_to >= turn.end
+        if complete and turn.overhear_job is not None:
+            turn.text_job, turn.overhear_job = turn.overhear_job, None
+        elif complete and turn.overheard_text is not None:
+            self._take_transcript(turn, *turn.overheard_text, now)
+        else:
+            self._ask_text(turn, final=False)
+
     def _await_transcript(self, turn: _Turn, now: float, *, own_audio: bool = False) -> None:
         self.pending[turn.item_id] = turn
         if turn.text_job is None:
@@ -266,14 +314,18 @@ class Listener:
         """The user goes on: what was known of the words, and how finished they looked, is out of date."""
         if turn.text_job is not None:
             self._out(ev.CancelTranscribe(turn.text_job))
-        turn.text_job = turn.score_job = turn.transcript = None
+        self._stop_overhearing(turn)
+        turn.text_job = turn.score_job = turn.words_job = turn.transcript = None
         turn.scores.clear()
 
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
         """The words of a running or a closed turn are known."""
-        turn = self._find(job)
-        if turn is None:
-            return
+        if self.turn is not None and self.turn.overhear_job == job:
+            self._on_overheard(self.turn, text, language)
+        elif (turn := self._find(job)) is not None:
+            self._take_transcript(turn, text, language, now)
+
+    def _take_transcript(self, turn: _Turn, text: str, language: str | None, now: float) -> None:
         turn.text_job, turn.transcript, turn.language, turn.transcribed = None, text, language, now
         if turn is not self.turn:
             del self.pending[turn.item_id]
@@ -290,11 +342,19 @@ class Listener:
                 return
             self._out(ev.SpeechPaused(turn.item_id, turn.end))
         self._out(ev.TranscriptPartial(turn.item_id, text))
-        self._score(turn, "text", self._scorer.score(None, text, language))
+        score = self._scorer.score(None, text, language)
+        if score is not None:
+            self._score(turn, "text", score)
+        if text and self.settings.turn is not None and self.settings.turn.adaptive:
+            turn.words_job = self._new_id("job")
+            self._replies.warm(spoken_part(text), turn.words_job)
         self._attempt(turn, now)
 
     def on_no_transcript(self, job: str, message: str, now: float) -> None:
         """The transcriber has failed."""
+        if self.turn is not None and self.turn.overhear_job == job:
+            self.turn.overhear_job = None
+            return
         turn = self._find(job)
         if turn is None:
             return
@@ -316,10 +376,14 @@ class Listener:
         if turn.owed:
             self._replies.want()
 
-    def on_score(self, job: str, probability: float) -> None:
-        """The acoustic scorer has judged the pause."""
-        if self.turn is not None and self.turn.score_job == job:
+    def on_score(self, job: str, probability: float | None) -> None:
+        """The acoustic scorer has judged the pause, or the responder the words; None is no opinion."""
+        if self.turn is None or probability is None:
+            return
+        if self.turn.score_job == job:
             self._score(self.turn, "acoustic", probability)
+        elif self.turn.words_job == job:
+            self._score(self.turn, "words", end_of_turn(probability))
 
     def hear_item(self, item_id: str, now: float) -> None:
         """Have the audio transcribed that came with an item."""

@@ -95,7 +95,7 @@ class Publisher:
         """Put the result of a tool into the history, unless its call is gone or the client has answered it."""
         self.owing.pop(event.call_id, None)
         if self.context.awaits(event.call_id):
-            item = OutputItem(self._new_id("item"), event.call_id, event.output)
+            item = OutputItem(self._new_id("item"), event.call_id, event.output, failed=event.failed)
             self._out(ev.ItemAdded(item, self.context.add(item)))
 
     def run(self, calls: list[tuple[ToolCall, float]]) -> None:
@@ -121,10 +121,11 @@ class Publisher:
         self._time(reply, now)
 
     def _publish_call(self, reply: Reply, call: ToolCall, now: float) -> None:
-        item = CallItem(self._new_id("item"), call, reply_id=reply.id)
+        spec = reply.specs.get(call.name) or ToolSpec(Tool(call.name), client_side=not reply.options.in_history)
+        server = None if spec.client_side else spec.server
+        item = CallItem(self._new_id("item"), call, reply_id=reply.id, server=server)
         self._add(reply, item)
         self._out(ev.ReplyItemDone(reply.id, item, len(reply.items) - 1))
-        spec = reply.specs.get(call.name) or ToolSpec(Tool(call.name), client_side=not reply.options.in_history)
         if spec.client_side:
             reply.client_calls = True
         else:

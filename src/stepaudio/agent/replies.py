@@ -181,7 +181,7 @@ class Replies:
     def on_tool(self, event: ev.ToolFinished | ev.ToolFailed, now: float) -> None:
         """A result. The first one counts; a failure is told to the model."""
         if isinstance(event, ev.ToolFailed):
-            event = ev.ToolFinished(event.call_id, encode({"error": event.message}))
+            event = ev.ToolFinished(event.call_id, encode({"error": event.message}), failed=True)
         if not self.tools.settle(event.call_id):
             return
         self._publisher.run(self.tools.start(now))
@@ -224,6 +224,13 @@ class Replies:
         self.speculation = Speculation(reply, user, self.context.version, now, limit)
         self.statistics.started += 1
         self._out(reply.start)
+
+    def warm(self, words: str, job: str | None = None) -> None:
+        """The user speaks: have the responder read what it will have to read in any case, and say with `job` whether
+        the sentence is over."""
+        if self.active is None and not self._owes and (job or self.speculation is None) and self.throttle.allows(1.0):
+            tools = () if self.settings.tool_choice == "none" else self.settings.tools
+            self._out(ev.Warm(tuple(self.context.render()), tuple(spec.tool for spec in tools), words, job))
 
     def suspend(self) -> None:
         """The user speaks again: keep what there is, do no more."""

@@ -43,6 +43,11 @@ class Lane:
         awaited = sum(t.urgency <= Urgency.LIKELY for t in (*self._working, *self._waiting))
         return min(1.0, awaited / self.places)
 
+    @property
+    def free(self) -> bool:
+        """Whether a place can be had at once."""
+        return len(self._working) < self.places and not self._waiting
+
     def enter(self, ticket: Ticket) -> None:
         self._waiting.append(ticket)
         self.assign()
@@ -88,6 +93,15 @@ class Ticket:
         self.urgency = Urgency.AWAITED
         self.asked_to_leave = False
         self._lane.assign()
+
+    async def stand_aside(self, until: asyncio.Event) -> None:
+        """Give the place up until something has come about, then wait for one again."""
+        self._lane.leave(self)
+        self.granted.clear()
+        self.asked_to_leave = False
+        await until.wait()
+        self._lane.enter(self)
+        await self.granted.wait()
 
     async def __aenter__(self) -> Ticket:
         self._lane.enter(self)

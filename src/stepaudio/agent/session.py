@@ -28,6 +28,7 @@ from stepaudio.agent.settings import Settings
 from stepaudio.agent.tools import ClientTools, ToolProvider, encode
 from stepaudio.agent.turn import WINDOW
 from stepaudio.audio.pcm import Samples
+from stepaudio.audio.vad import GatedVadStream
 from stepaudio.errors import BusyError, StepAudioError
 from stepaudio.speech import aio
 from stepaudio.speech.roles import Sampling, TextDelta, ToolCall, Transcript
@@ -41,6 +42,7 @@ _SCORED_SECONDS = 8.0
 """What an acoustic `TurnScorer` gets to hear of a turn, from its end."""
 _OVERDUE = 0.05
 """Seconds until the next tick when one is due already and changed nothing."""
+_WARMING = "warm"
 _MOST_TOOL_THREADS = 16
 """Tools that block may be given up, but not stopped; beyond so many a session starts no more."""
 
@@ -86,7 +88,7 @@ class Session:
         self._room = room or asyncio.Event()
         self._room.set()
         self._most_input = round(input_seconds * RATE)
-        self._vad = models.vad.stream()
+        self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
         self._attached: dict[str, Samples] = {}
         self._language: str | None = None
@@ -94,6 +96,7 @@ class Session:
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
+        self._to_warm: ev.Warm | None = None
         self._tool_threads = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
@@ -152,6 +155,12 @@ class Session:
             case ev.Transcribe():
                 self._transcribing[output.job] = output.item_id
                 self._start(output.job, self._transcribe(output))
+            case ev.Overhear():
+                self._start(output.job, self._overhear(output))
+            case ev.Warm():
+                self._to_warm = output
+                if _WARMING not in self._work:
+                    self._start(_WARMING, self._warm())
             case ev.Score():
                 self._start(output.job, self._score(output))
             case ev.StartReply():
@@ -165,6 +174,7 @@ class Session:
             case ev.ResumeReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].set()
             case ev.CommitReply(reply_id) if reply_id in self._going:
+                self._stop_warming()
                 self._going[reply_id].set()
                 self._tickets[reply_id].hurry()
             case ev.CancelReply(key) | ev.CancelTranscribe(key) | ev.CancelTool(key) if key in self._work:
@@ -224,19 +234,32 @@ class Session:
             samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
         urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
 
-        def hear(cancel: threading.Event) -> Transcript:
-            turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
-            turn.push(samples)
-            return turn.flush(cancel)
-
         async def work(watchdog: _Watchdog) -> None:
             async with self._place(command.job, urgency):
-                transcript = await aio.run(hear)
+                transcript = await aio.run(partial(self._hear, command, samples))
             self._language = transcript.language or self._language
             self._tell_load()
             self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
+
+    async def _overhear(self, command: ev.Overhear) -> None:
+        if not self._scheduler.hearing.free:
+            self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
+            return
+        samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
+
+        async def work(watchdog: _Watchdog) -> None:
+            async with self._place(command.job, Urgency.SPECULATIVE):
+                transcript = await aio.run(partial(self._hear, command, samples))
+            self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
+
+        await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
+
+    def _hear(self, command: ev.Transcribe | ev.Overhear, samples: Samples, cancel: threading.Event) -> Transcript:
+        turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
+        turn.push(samples)
+        return turn.flush(cancel)
 
     def _place(self, key: str, urgency: Urgency) -> Ticket:
         ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
@@ -265,18 +288,49 @@ class Session:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
         language = self._language
+        warming = self._work.get(_WARMING)
+        asked_for = self._to_warm is not None and self._to_warm.job is not None
+        if not (start.speculative and asked_for):
+            self._stop_warming()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
             return make_reply(self._models, start, language=language, go=going, cancel=cancel)
 
         async def work(watchdog: _Watchdog) -> None:
+            if warming is not None:  # what it has read would not be known where another reads at the same time
+                await asyncio.wait([warming])
+            # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
+            await self._room.wait()
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
-                    await self._room.wait()
+                    if not self._room.is_set():
+                        await ticket.stand_aside(self._room)
                     watchdog.calm()
                     self.handle(event)
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
+
+    async def _warm(self) -> None:
+        """Have the responder read ahead, as long as nobody else needs the place."""
+        while self._to_warm is not None:
+            command, self._to_warm = self._to_warm, None
+            urgency = Urgency.BACKGROUND if command.job is None else Urgency.SPECULATIVE
+            try:
+                async with self._scheduler.replying.ticket(urgency, give_up=self._stop_warming):
+                    ends = await aio.run(partial(self._read_ahead, command))
+            except StepAudioError as error:
+                log.info("Nothing was read ahead: %s", error)
+            else:
+                if command.job is not None:
+                    self.handle(ev.Scored(command.job, ends))
+
+    def _read_ahead(self, command: ev.Warm, cancel: threading.Event) -> float | None:
+        return self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
+
+    def _stop_warming(self) -> None:
+        self._to_warm = None
+        if _WARMING in self._work:
+            self._work[_WARMING].cancel()
 
     def _tell_load(self) -> None:
         """Before a speculation may start, say how busy the machine is."""
@@ -308,6 +362,8 @@ class Session:
         def settle(result: Any, error: BaseException | None) -> None:
             self._tool_threads -= 1
             if answer.done():
+                if inspect.iscoroutine(result):
+                    result.close()
                 return
             if error is not None:
                 answer.set_exception(error)

@@ -1,7 +1,8 @@
 """Tools: Python functions as schemas, and a ledger that runs each call once.
 
-`FunctionTools` makes tools of Python functions, `ClientTools` holds those that the client declares and runs itself;
-both are `ToolProvider`s. `ToolLedger` keeps the books over all calls of a session, whoever runs them.
+`FunctionTools` makes tools of Python functions, `ClientTools` holds those that the client declares and runs itself,
+`AllTools` joins several; all are `ToolProvider`s, as is `mcp.McpTools`. `ToolLedger` keeps the books over all calls of
+a session, whoever runs them.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ _ARGUMENT = re.compile(r"^\s*(\w+)\s*(?:\([^)]*\))?\s*:\s*(.+)$")
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool, how long it may take in seconds, and whether the client runs it."""
+    """A tool, how long it may take in seconds, and who runs it: the client, or a server that is called `server`."""
 
     tool: Tool
     timeout: float = 30.0
     client_side: bool = False
+    server: str = "stepaudio"
 
 
 class ToolProvider(Protocol):
@@ -159,6 +161,26 @@ class FunctionTools:
         required = [parameter.name for parameter, _ in parameters if parameter.default is inspect.Parameter.empty]
         hints = {parameter.name: hint for parameter, hint in parameters}
         return function(**_decode_fields(hints, required, call.arguments))
+
+
+class AllTools:
+    """Several providers as one; of two tools of one name the first counts."""
+
+    def __init__(self, providers: Sequence[ToolProvider] = ()) -> None:
+        self.providers = providers
+
+    def specs(self) -> Sequence[ToolSpec]:
+        named: dict[str, ToolSpec] = {}
+        for provider in self.providers:
+            for spec in provider.specs():
+                named.setdefault(spec.tool.name, spec)
+        return list(named.values())
+
+    def run(self, call: ToolCall) -> Any:
+        for provider in self.providers:
+            if any(spec.tool.name == call.name for spec in provider.specs()):
+                return provider.run(call)
+        raise NotFoundError(f"There is no tool named {call.name!r}.")
 
 
 class ClientTools:

@@ -38,7 +38,7 @@ class TurnConfig:
     threshold: float = 0.5
     min_speech: float = 0.096
     prefix_padding: float = 0.3
-    pause: float = 0.2
+    pause: float = 0.1
     floor: float = 0.4
     ceiling: float = 2.0
     interrupt_after: float = 0.7
@@ -78,7 +78,7 @@ class TurnConfig:
         return cls(
             threshold=threshold,
             prefix_padding=prefix_padding,
-            pause=min(0.2, silence_duration),
+            pause=min(0.1, silence_duration),
             floor=silence_duration,
             ceiling=silence_duration,
             create_response=create_response,
@@ -95,7 +95,7 @@ class TurnConfig:
         interrupt_response: bool = True,
     ) -> TurnConfig:
         """The protocol's `semantic_vad`: waits at most 8, 4 or 2 s for a turn that looks unfinished."""
-        waits = {"low": (0.6, 8.0), "medium": (0.4, 4.0), "auto": (0.4, 4.0), "high": (0.3, 2.0)}
+        waits = {"low": (0.8, 8.0), "medium": (0.6, 4.0), "auto": (0.6, 4.0), "high": (0.4, 2.0)}
         if eagerness not in waits:
             raise InputError("eagerness must be low, medium, high or auto", param="eagerness")
         floor, ceiling = waits[eagerness]

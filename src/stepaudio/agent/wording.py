@@ -73,6 +73,29 @@ def _content(text: str) -> list[str]:
     return [word for word in tokens(text) if word not in FILLERS]
 
 
+def settled(partial: str) -> str:
+    """What the rest of the turn will hardly change of a transcript that was cut off anywhere: all but its last word,
+    or its last two Chinese characters."""
+    found = list(_TOKENS.finditer(partial))
+    if not found:
+        return ""
+    dropped = found[-2:] if _HAN.match(found[-1].group()) else found[-1:]
+    return partial[: dropped[0].start()].rstrip()
+
+
+def spoken_part(transcript: str) -> str:
+    """The transcript without the punctuation that the recogniser has put at its end, as it does at every pause."""
+    return transcript.rstrip(" .?!,;:…。？！，；：、")
+
+
+def end_of_turn(ends_sentence: float) -> float:
+    """A language model's probability that its next token ends the sentence, as a score of the end of the turn.
+
+    There are always many ways to go on: one in ten is already as much for the end as against it.
+    """
+    return ends_sentence / (ends_sentence + 0.1)
+
+
 def is_backchannel(text: str) -> bool:
     """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))
@@ -87,11 +110,11 @@ class TextTurnScorer:
 
     rate = 16_000
 
-    def score(self, samples: Samples | None, text: str | None, language: str | None) -> float:
-        """0.5 when there is no text to judge by. `samples` and `language` are not looked at."""
+    def score(self, samples: Samples | None, text: str | None, language: str | None) -> float | None:
+        """None when there is no text to judge by. `samples` and `language` are not looked at."""
         said = tokens(text or "")
         if text is None or not said:
-            return 0.5
+            return None
         content = _content(text)
         if "".join(content) in _SHORT_ANSWERS:
             return 0.95

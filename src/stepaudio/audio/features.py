@@ -30,10 +30,10 @@ def whisper_log_mel(samples: Samples, bands: int = 80) -> NDArray[np.float32]:
 
 
 @cache
-def mel_filters(bands: int, fft: int = FFT, rate: int = RATE) -> NDArray[np.float32]:
-    """Triangular filters [N, fft // 2 + 1] of equal area, evenly spaced on Slaney's mel scale from 0 Hz to half the
-    rate (linear below 1 kHz, logarithmic above; Auditory Toolbox, 1998)."""
-    top = _mel(rate / 2)
+def mel_filters(bands: int, fft: int = FFT, rate: int = RATE, high_hz: float | None = None) -> NDArray[np.float32]:
+    """Triangular filters [N, fft // 2 + 1] of equal area, evenly spaced on Slaney's mel scale from 0 Hz to `high_hz`,
+    half the rate if None (linear below 1 kHz, logarithmic above; Auditory Toolbox, 1998)."""
+    top = _mel(rate / 2 if high_hz is None else high_hz)
     edges = _hertz(np.linspace(0.0, top, bands + 2))
     bins = np.linspace(0.0, rate / 2, fft // 2 + 1)
     rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]

@@ -5,6 +5,7 @@ Windows are 512 samples (32 ms) of 16 kHz audio; a probability says how likely a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,10 +100,14 @@ class VadStream:
         count = (len(tail) - _CONTEXT) // WINDOW
         probabilities = np.empty(count, dtype=np.float32)
         for i in range(count):
-            window = tail[i * WINDOW : (i + 1) * WINDOW + _CONTEXT]
-            probabilities[i], self._state = self._vad.run(window, self._state)
+            probabilities[i] = self._hear(tail[i * WINDOW : (i + 1) * WINDOW + _CONTEXT])
         self._tail = tail[count * WINDOW :]
         return probabilities
+
+    def _hear(self, window: Samples) -> float:
+        """The next window, behind its context."""
+        probability, self._state = self._vad.run(window, self._state)
+        return probability
 
     def flush(self) -> NDArray[np.float32]:
         """The probability [0 or 1] of the last, incomplete window, filled up with silence. Resets."""
@@ -110,6 +115,46 @@ class VadStream:
         probabilities = self.push(np.zeros(missing, dtype=np.float32))
         self.reset()
         return probabilities
+
+
+class GatedVadStream(VadStream):
+    """A stream that asks the network only when something may have begun: for microphones that are silent for long.
+
+    The gate opens for every window that is `_RISE` times louder than the quietest one of the last two seconds. It
+    closes when neither that nor the network has noticed anything for two seconds. What was skipped just before it
+    opens is heard then, so the network knows what came before; the probability of a skipped window is 0.
+    """
+
+    _RISE = 1.5
+    """In power, 1.8 dB: more than the power of steady noise varies by from window to window."""
+    _SILENCE = 1e-9
+    """Power of the last bit of 16: less is nothing, whatever its ratio to nothing."""
+    _NOTICED = 0.1
+    _FLOOR_WINDOWS, _OPEN_WINDOWS, _BEFORE_WINDOWS = 64, 64, 8
+
+    def reset(self) -> None:
+        super().reset()
+        self._powers: deque[float] = deque(maxlen=self._FLOOR_WINDOWS)
+        self._skipped: deque[Samples] = deque(maxlen=self._BEFORE_WINDOWS)
+        self._open = self._OPEN_WINDOWS
+
+    def _hear(self, window: Samples) -> float:
+        own = window[_CONTEXT:]
+        power = float(own @ own) / WINDOW
+        self._powers.append(power)
+        if power > self._SILENCE and power > self._RISE * min(self._powers):
+            self._open = self._OPEN_WINDOWS
+        if not self._open:
+            self._skipped.append(window.copy())  # and not the whole block that it is part of
+            return 0.0
+        self._open -= 1
+        for earlier in self._skipped:
+            super()._hear(earlier)
+        self._skipped.clear()
+        probability = super()._hear(window)
+        if probability >= self._NOTICED:
+            self._open = self._OPEN_WINDOWS
+        return probability
 
 
 # ---------------------------------------------------------------- cutting at pauses

@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bench, bundles, chat, data, eval, say, serve, talk, tokenize, train, transcribe
+from stepaudio.cli import bench, bundles, chat, clone, data, say, serve, talk, tokenize, train, transcribe
+from stepaudio.cli import eval as judging
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
 
@@ -34,6 +35,8 @@ for verb in (
     transcribe.transcribe,
     say.say,
     say.voices,
+    clone.clone,
+    clone.edit,
     tokenize.tokenize,
     serve.serve,
     bundles.bundles,
@@ -44,7 +47,7 @@ for verb in (
 app.add_typer(bench.app, name="bench")
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
-app.add_typer(eval.app, name="eval")
+app.add_typer(judging.app, name="eval")
 
 
 def _version(wanted: bool) -> None:

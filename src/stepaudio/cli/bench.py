@@ -110,6 +110,40 @@ def live(
         raise typer.Exit(1)
 
 
+@app.command()
+def decoder(
+    device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads of the CPU.", min=1)] = 2,
+    seconds: Annotated[float, typer.Option(help="Of sound in one piece.", min=0.5)] = 4.0,
+    stream_seconds: Annotated[float, typer.Option(help="Of sound in chunks.", min=2.0)] = 12.0,
+    rounds: Annotated[int, typer.Option(help="Rounds, of which the fastest counts.", min=1)] = 5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Time the flows of the speech decoder, at their released sizes, against a plain eager form of the same networks.
+
+    Exits with 1 when one is not 1.5 times as fast.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise MissingError("torch is not installed; run: pip install 'stepaudio[train]'") from None
+    from stepaudio.bench import decoder as bench
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError("this machine has no CUDA device; leave --device out", param="device")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {json_file.parent} to write {json_file.name} to")
+    options = bench.Options(device, threads, seconds, stream_seconds, rounds)
+    with progress() as bar:
+        task = bar.add_task("decoding", total=bench.steps_of(options))
+        figures = bench.run(options, lambda: bar.advance(task))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(figures, indent=1))
+    if not bench.passed(figures):
+        raise typer.Exit(1)
+
+
 def _compare(options: Options, plot: Path | None, doing: Doing) -> tuple[dict[str, Any], bool]:
     """The figures, and whether every turn got a reply."""
     from rich.console import Console

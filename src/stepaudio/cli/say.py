@@ -19,38 +19,54 @@ if TYPE_CHECKING:
     from stepaudio.speech.roles import Samples, Speech
 
 
+OutputOption = Annotated[Path, typer.Option("-o", "--output", help="The audio file to write; - for standard output.")]
+SpeedOption = Annotated[float, typer.Option(help="0.25 to 4; 1 is the voice's own pace.")]
+StyleOption = Annotated[
+    str | None, typer.Option(help="How to speak, for voices that know styles: happy, slow and sad.")
+]
+FormatOption = Annotated[str | None, typer.Option(help="wav, flac, mp3, opus, aac or pcm; by extension if none.")]
+
+
 def say(
     text: Annotated[str, typer.Argument(help="Text, a text file's path, or - for standard input.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The audio file to write; - for standard output.")],
+    output: OutputOption,
     voice: Annotated[str | None, typer.Option(help="A voice of `stepaudio voices`; by language if none.")] = None,
-    speed: Annotated[float, typer.Option(help="0.25 to 4; 1 is the voice's own pace.")] = 1.0,
-    format: Annotated[str | None, typer.Option(help="wav, flac, mp3, opus, aac or pcm; by extension if none.")] = None,
+    speed: SpeedOption = 1.0,
+    style: StyleOption = None,
+    format: FormatOption = None,
     bundle: BundleOption = DEFAULT,
     json: JsonOption = False,
 ) -> None:
     """Speak text into a file. Long text is spoken clause by clause and written as it comes."""
-    from stepaudio.audio.encode import write
-
-    words = _text(text)
+    words = read_text(text)
     models = stepaudio.load(bundle)
     rate = models.speaker.rate
+    speech = models.say(words, voice=voice, speed=speed, style=style)
+    write_speech(speech, words, rate, output, format, json=json)
+
+
+def write_speech(
+    speech: Iterator[Speech], text: str, rate: int, output: Path, format: str | None, *, json: bool
+) -> None:
+    """Write the speech that says a text as it comes, with a progress bar, and report how long it took."""
+    from stepaudio.audio.encode import write
+
     started = time.perf_counter()
     first_audio: float | None = None
     with progress(quiet=json) as bars:
-        task = bars.add_task("speaking", total=len(words))
+        task = bars.add_task("speaking", total=len(text))
 
-        def blocks(stream: Iterator[Speech]) -> Iterator[Samples]:
+        def blocks() -> Iterator[Samples]:
             nonlocal first_audio
-            for speech in stream:
+            for chunk in speech:
                 first_audio = first_audio or time.perf_counter() - started
-                yield speech.samples
-                bars.update(task, advance=len(speech.text))
+                yield chunk.samples
+                bars.update(task, advance=len(chunk.text))
 
-        stream = models.say(words, voice=voice, speed=speed)
         if str(output) == "-":
-            seconds = _to_stdout(blocks(stream), rate, format or "wav")
+            seconds = _to_stdout(blocks(), rate, format or "wav")
         else:
-            seconds = write(output, blocks(stream), rate, format)
+            seconds = write(output, blocks(), rate, format)
     spent = time.perf_counter() - started
     if json:
         print_json(
@@ -60,7 +76,7 @@ def say(
         console().print(f"{output}: {seconds:.1f} s of speech in {spent:.1f} s")
 
 
-def _text(argument: str) -> str:
+def read_text(argument: str) -> str:
     """The text itself, what a file holds, or standard input."""
     try:
         if argument == "-":

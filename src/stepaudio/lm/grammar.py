@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from stepaudio.errors import InputError
+from stepaudio.tokenizer.interleave import AUDIO_TOKENS, LINGUISTIC_CODES, LM_OFFSET, RATIO
 
-LINGUISTIC_CODES = 1024
-SEMANTIC_CODES = 4096
-AUDIO_CODES = LINGUISTIC_CODES + SEMANTIC_CODES
-GROUP = 5
+LINGUISTIC_PER_GROUP, SEMANTIC_PER_GROUP = RATIO
+GROUP = LINGUISTIC_PER_GROUP + SEMANTIC_PER_GROUP
 """Tokens per group of 120 ms: two linguistic, then three semantic."""
-LINGUISTIC_PER_GROUP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +25,7 @@ class Vocabulary:
     536 text pieces; rows above the audio block are padding.
     """
 
-    text: int = 65536
+    text: int = LM_OFFSET
     unk: int = 0
     bos: int = 1
     eot: int = 3
@@ -39,11 +37,11 @@ class Vocabulary:
 
     @property
     def semantic(self) -> range:
-        return range(self.text + LINGUISTIC_CODES, self.text + AUDIO_CODES)
+        return range(self.text + LINGUISTIC_CODES, self.text + AUDIO_TOKENS)
 
     @property
     def audio(self) -> range:
-        return range(self.text, self.text + AUDIO_CODES)
+        return range(self.text, self.text + AUDIO_TOKENS)
 
 
 class Grammar(Protocol):

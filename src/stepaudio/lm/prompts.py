@@ -105,16 +105,16 @@ class Wording:
         "and change nothing else. You can change emotion, speaking style, non-verbal sounds, speed, noise "
         "and silence."
     )
-    edit_emotion: str = "Make the following audio more {option}. It says: {text}"  # {option}, {text}
-    edit_emotion_remove: str = "Remove any emotion from the following audio. It says: {text}"  # {text}
-    edit_style: str = "Make the following audio more {option} in style. It says: {text}"  # {option}, {text}
-    edit_style_remove: str = "Remove any speaking style from the following audio. It says: {text}"  # {text}
-    edit_speed: str = "Make the following audio {option}. It says: {text}"  # {option}, {text}
+    edit_emotion: str = "Make the following audio more {option}. It says: {text}\n\n"  # {option}, {text}
+    edit_emotion_remove: str = "Remove any emotion from the following audio. It says: {text}\n\n"  # {text}
+    edit_style: str = "Make the following audio more {option} in style. It says: {text}\n\n"  # {option}, {text}
+    edit_style_remove: str = "Remove any speaking style from the following audio. It says: {text}\n\n"  # {text}
+    edit_speed: str = "Make the following audio {option}. It says: {text}\n\n"  # {option}, {text}
     edit_paralinguistic: str = (  # {target}, {text}
-        "Add non-verbal sounds to the following audio so that it says: {target}\nIt says: {text}"
+        "Add non-verbal sounds to the following audio so that it says: {target}\nIt says: {text}\n\n"
     )
-    edit_denoise: str = "Remove the noise from the following audio and keep the voice."
-    edit_trim: str = "Remove the silence from the following audio and keep the voice."
+    edit_denoise: str = "Remove the noise from the following audio and keep the voice.\n\n"
+    edit_trim: str = "Remove the silence from the following audio and keep the voice.\n\n"
 
     @classmethod
     def read(cls, path: Path) -> Wording:
@@ -143,10 +143,11 @@ Part = str | Sequence[int]
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a prompt. Text and audio may be mixed."""
+    """One turn of a prompt. Text and audio may be mixed. `spaced` content begins with SentencePiece's dummy space."""
 
     role: str
     content: Sequence[Part]
+    spaced: bool = False
 
 
 def leading_tag(text: str) -> str | None:
@@ -167,7 +168,7 @@ class Prompts:
         vocabulary = self.tokenizer.vocabulary
         ids = [vocabulary.bos]
         for turn in turns:
-            ids += [*self._open(turn.role), *self._content(turn.content), vocabulary.eot]
+            ids += [*self._open(turn.role), *self._content(turn.content, turn.spaced), vocabulary.eot]
         return ids + self._open("assistant")
 
     def chat(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
@@ -231,16 +232,19 @@ class Prompts:
         suffix = "_remove" if option == "remove" else ""
         template: str = getattr(self.wording, f"edit_{kind}{suffix}")
         instruction = fill(template, option=option, text=text, target=target)
-        return self.build([Turn("system", [self.wording.edit]), Turn("human", [*instruction, "\n\n", audio, "\n"])])
+        return self.build(
+            [Turn("system", [self.wording.edit]), Turn("human", [*instruction, audio, "\n"], spaced=True)]
+        )
 
     def _open(self, role: str) -> list[int]:
         return [self.tokenizer.vocabulary.bot, *self.tokenizer.encode(f"{role}\n")]
 
-    def _content(self, content: Sequence[Part]) -> list[int]:
+    def _content(self, content: Sequence[Part], spaced: bool) -> list[int]:
         ids: list[int] = []
         for part in _join_texts(content):
             if isinstance(part, str):
-                ids += self.tokenizer.encode_continuation(part)
+                begins = spaced and not ids
+                ids += self.tokenizer.encode(part) if begins else self.tokenizer.encode_continuation(part)
             else:
                 if any(id not in self.tokenizer.vocabulary.audio for id in part):
                     raise InputError("audio ids must lie in the audio block of the vocabulary")

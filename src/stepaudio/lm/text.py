@@ -14,7 +14,8 @@ from pathlib import Path
 import sentencepiece
 
 from stepaudio.errors import InputError, MissingError
-from stepaudio.lm.grammar import AUDIO_CODES, Vocabulary
+from stepaudio.lm.grammar import Vocabulary
+from stepaudio.tokenizer.interleave import AUDIO_TOKENS
 
 SPECIALS = {"<unk>": 0, "<s>": 1, "</s>": 2, "<|EOT|>": 3, "<|BOT|>": 4}
 _MARKUP = re.compile(r"(<s>|</s>|<\|EOT\|>|<\|BOT\|>|<audio_\d+>)")
@@ -71,8 +72,8 @@ class TextTokenizer:
         return ids
 
     def _audio_id(self, code: int) -> int:
-        if code >= AUDIO_CODES:
-            raise InputError(f"<audio_{code}> does not exist; the last is <audio_{AUDIO_CODES - 1}>")
+        if code >= AUDIO_TOKENS:
+            raise InputError(f"<audio_{code}> does not exist; the last is <audio_{AUDIO_TOKENS - 1}>")
         return self.vocabulary.text + code
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stepaudio.serve.errors import WrongKeyError, error_response
 
+_CALLS = "/v1/realtime/calls"
+
 
 class ApiKeys:
     """The keys of a server. Only their digests are kept."""
@@ -34,7 +36,8 @@ class ApiKeys:
 class RequireKey:
     """ASGI middleware: HTTP requests under /v1 need a key, checked before their body is read.
 
-    WebSocket routes check for themselves, because browsers cannot send them a header.
+    WebSocket routes check for themselves, because browsers cannot send them a header, and so do calls, which an
+    ephemeral key opens too.
     """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys) -> None:
@@ -42,7 +45,8 @@ class RequireKey:
         self.keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].startswith("/v1"):
+        path = scope.get("path", "")
+        if scope["type"] == "http" and path.startswith("/v1") and not path.startswith(_CALLS):
             try:
                 self.keys.check(Headers(scope=scope).get("authorization"))
             except WrongKeyError as error:

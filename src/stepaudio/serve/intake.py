@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stepaudio.errors import BusyError, Cancelled, StepAudioError, TooLargeError
+from stepaudio.errors import BusyError, Cancelled, InputError, StepAudioError, TooLargeError
 from stepaudio.serve.errors import RefusedBody, SlowBodyError, error_response
 from stepaudio.serve.limits import Slots
 from stepaudio.serve.settings import MIB, Settings
 
-UPLOAD_PATH = "/v1/audio/transcriptions"
+TRANSCRIPTIONS, CLONE, EDIT = "/v1/audio/transcriptions", "/v1/audio/clone", "/v1/audio/edit"
+UPLOAD_PATHS = (TRANSCRIPTIONS, CLONE, EDIT)
 MIN_PACE = 16 * 1024
 """Bytes per second below which a body falls behind."""
 MAX_VALUES = 50_000
 """Values in a JSON body, by its commas and opening brackets. Thirty megabytes of tiny values would take gigabytes and a
 minute of everybody's time to parse and refuse; an honest body is large because of the recordings in it."""
+
+
+async def check_fields(request: Request, known: Collection[str]) -> None:
+    """FastAPI drops form fields it does not know; a caller should hear that a wish is not granted."""
+    unknown = sorted(set((await request.form()).keys()) - set(known))
+    if unknown:
+        raise InputError(
+            f"Unknown field `{unknown[0]}`; remove it. This server knows: {', '.join(sorted(known))}.",
+            param=unknown[0],
+        )
 
 
 class Intake:
@@ -52,7 +65,7 @@ class _Body:
     def __init__(self, intake: Intake, scope: Scope, receive: Receive) -> None:
         self.intake = intake
         self.scope = scope
-        self.is_upload = scope["path"] == UPLOAD_PATH
+        self.is_upload = scope["path"] in UPLOAD_PATHS
         self.limit = intake.settings.max_body_bytes if self.is_upload else intake.settings.max_json_bytes
         self.received = 0
         self.values = 0

@@ -20,6 +20,7 @@ from stepaudio.serve.settings import Settings
 from stepaudio.serve.state import Phase, ServerState
 
 if TYPE_CHECKING:
+    from stepaudio.agent.mcp import McpTools
     from stepaudio.speech.bundle import Bundle
 
 LAST_SECONDS = 1
@@ -35,13 +36,20 @@ WEBSOCKET: dict[str, Any] = {
 }
 
 
-def serve(bundle: Bundle, host: str = "127.0.0.1", port: int = 8000, settings: Settings | None = None) -> None:
+def serve(
+    bundle: Bundle,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    settings: Settings | None = None,
+    mcp: McpTools | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM. Work that runs then may finish for `drain_timeout` seconds.
 
-    Raises InputError when the address cannot be had, and what loading the models raised when that fails.
+    Raises InputError when the address cannot be had, and what loading the models, or connecting to the servers of
+    `mcp`, raised when that fails.
     """
     settings = settings or Settings()
-    app = create_app(bundle, settings=settings)
+    app = create_app(bundle, settings=settings, mcp=mcp)
     with bind(host, port) as listener:
         host, port = listener.getsockname()[:2]
         address = f"[{host}]" if ":" in host else host

@@ -41,6 +41,8 @@ class Settings:
     """Realtime sessions at the same time; the next one is refused."""
     max_session_seconds: float = 3600.0
     """Longest realtime session."""
+    session_mcp: bool = False
+    """Whether clients may name MCP servers for their sessions: this server then connects to whatever they name."""
 
     body_timeout: float = 15.0
     """Seconds a body may lag behind a pace of 16 KiB/s."""
@@ -52,7 +54,9 @@ class Settings:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if limit.name != "api_keys" and value <= 0 and not (limit.name == "max_queue" and value == 0):
+            if limit.name in ("api_keys", "session_mcp") or (limit.name == "max_queue" and value == 0):
+                continue
+            if value <= 0:
                 raise InputError(f"{limit.name} must be greater than 0, not {value}.", param=limit.name)
         if not all(key.isascii() and key.isprintable() and key.split() == [key] for key in self.api_keys):
             raise InputError("An API key must be one word of ASCII characters.", param="api_keys")

@@ -17,6 +17,7 @@ from stepaudio.serve.errors import ERROR_RESPONSES
 from stepaudio.serve.models import check_model, resolve_voice
 from stepaudio.serve.state import ServerState, State
 from stepaudio.serve.work import EVENTS, Streamed, event
+from stepaudio.speech.roles import Speech, StyledSpeaker
 from stepaudio.speech.say import say
 
 router = APIRouter(tags=["audio"], responses=ERROR_RESPONSES)
@@ -39,7 +40,9 @@ class SpeechRequest(BaseModel):
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0)
     stream_format: Literal["audio", "sse"] = "audio"
-    instructions: Annotated[str | None, Field(description="Accepted for compatibility; changes nothing.")] = None
+    instructions: Annotated[
+        str | None, Field(description="How to speak; changes nothing where the voices know no styles.")
+    ] = None
 
 
 _BODY = {"type": "string", "format": "binary"}
@@ -54,12 +57,7 @@ _CONTENT["text/event-stream"] = EVENTS
 )
 async def create_speech(body: SpeechRequest, server: State) -> Response:
     """Speak a text. The first audio leaves while the rest is still being spoken."""
-    limit = server.settings.max_input_chars
-    if len(body.input) > limit:
-        raise TooLargeError(
-            f"The input has {len(body.input)} characters and this server takes {limit}; send it in parts.",
-            param="input",
-        )
+    check_input(body.input, server)
     check_model(body.model, server.bundle.name)
 
     if body.stream_format == "sse":
@@ -67,15 +65,35 @@ async def create_speech(body: SpeechRequest, server: State) -> Response:
     return Streamed(server, lambda cancel: _audio(server, body, cancel), media_type=FORMATS[body.response_format])
 
 
+def check_input(text: str, server: ServerState) -> None:
+    """Raises TooLargeError for a text that is longer than this server takes."""
+    limit = server.settings.max_input_chars
+    if len(text) > limit:
+        raise TooLargeError(
+            f"The input has {len(text)} characters and this server takes {limit}; send it in parts.", param="input"
+        )
+
+
 def _audio(server: ServerState, body: SpeechRequest, cancel: Event) -> Iterator[bytes]:
     speaker = server.bundle.speaker
     voice = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
     voice = resolve_voice(voice, speaker)
-    encoder = Encoder(body.response_format, speaker.rate)
+    style = body.instructions if isinstance(speaker, StyledSpeaker) else None
+    return encoded(
+        server,
+        say(speaker, body.input, voice=voice, speed=body.speed, style=style or None, cancel=cancel),
+        body.response_format,
+    )
+
+
+def encoded(server: ServerState, speech: Iterator[Speech], format: str) -> Iterator[bytes]:
+    """Speech as it comes, in a file format; what is wrong with the text is said of `input`."""
+    rate = server.bundle.speaker.rate
+    encoder = Encoder(format, rate)
     try:
-        for speech in say(speaker, body.input, voice=voice, speed=body.speed, cancel=cancel):
-            server.metrics.audio_seconds.labels("out").inc(len(speech.samples) / speaker.rate)
-            if data := encoder.push(speech.samples):
+        for chunk in speech:
+            server.metrics.audio_seconds.labels("out").inc(len(chunk.samples) / rate)
+            if data := encoder.push(chunk.samples):
                 yield data
     except TextError as error:
         error.param = "input"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, cast
@@ -45,16 +45,18 @@ class ServerState:
         self.past_recordings = PastRecordings()
         self.phase = Phase.LOADING
         self.failure: Exception | None = None
-        """Why the models could not be loaded, in phase FAILED."""
+        """Why the server could not start, in phase FAILED."""
 
-    async def load(self) -> None:
-        """Load the models; the server answers meanwhile that it is not ready."""
+    async def load(self, connect: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Connect to what is needed, load the models; the server answers meanwhile that it is not ready."""
         try:
+            if connect is not None:
+                await connect()
             await asyncio.to_thread(self.bundle.warm)
         except Exception as error:
             self.failure = error
             self.phase = Phase.FAILED
-            log.error("The models of bundle %s could not be loaded: %s", self.bundle.name, error)
+            log.error("The server with bundle %s cannot start: %s", self.bundle.name, error)
         else:
             if self.phase is Phase.LOADING:
                 self.phase = Phase.READY
@@ -74,7 +76,7 @@ class ServerState:
 
 _UNAVAILABLE = {
     Phase.LOADING: "The models are still loading; try again in a few seconds.",
-    Phase.FAILED: "The models could not be loaded; the server's log says why.",
+    Phase.FAILED: "The server could not start; its log says why.",
     Phase.DRAINING: "The server is stopping; send the request to another one, or try again later.",
 }
 

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from stepaudio.errors import InputError
 from stepaudio.serve.errors import ERROR_RESPONSES
 from stepaudio.serve.hearing import Hearing
-from stepaudio.serve.intake import UPLOAD_PATH
+from stepaudio.serve.intake import TRANSCRIPTIONS, check_fields
 from stepaudio.serve.models import check_model
 from stepaudio.serve.state import State
 from stepaudio.serve.work import EVENTS, Streamed, event, run
@@ -81,7 +81,7 @@ _TEXT = {"schema": {"type": "string"}}
 
 
 @router.post(
-    UPLOAD_PATH,
+    TRANSCRIPTIONS,
     response_model=Transcription | VerboseTranscription,
     response_model_exclude_none=True,
     responses={200: {"content": {"text/plain": _TEXT, "text/event-stream": EVENTS}}},
@@ -99,7 +99,7 @@ async def create_transcription(
     stream: Annotated[bool, Form()] = False,
 ) -> Response | Transcription | VerboseTranscription:
     """Transcribe a recording, hours long if need be; with `stream` its text comes segment by segment."""
-    await _check_fields(request)
+    await check_fields(request, _FIELDS)
     check_model(model, server.bundle.name)
     if granularities and response_format != "verbose_json":
         raise InputError("Timestamps need `response_format` verbose_json.", param="timestamp_granularities[]")
@@ -166,13 +166,3 @@ def _segment(index: int, segment: Segment) -> SegmentInfo:
 _FIELDS = frozenset(
     {"file", "model", "language", "prompt", "response_format", "temperature", "timestamp_granularities[]", "stream"}
 )
-
-
-async def _check_fields(request: Request) -> None:
-    """FastAPI drops form fields it does not know; a caller should hear that a wish is not granted."""
-    unknown = sorted(set((await request.form()).keys()) - _FIELDS)
-    if unknown:
-        raise InputError(
-            f"Unknown field `{unknown[0]}`; remove it. This server knows: {', '.join(sorted(_FIELDS))}.",
-            param=unknown[0],
-        )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+from stepaudio.audio.resample import resample
 from stepaudio.errors import AudioError, TextError
 from stepaudio.speech.prompts import spoken
 from stepaudio.speech.roles import (
@@ -113,16 +114,16 @@ def answer(
     if isinstance(question, str):
         if not question.strip():
             raise TextError("the question is empty", param="text")
-        asked, language = question, None
+        asked, language, audio = question, None, None
     else:
         heard = transcriber.transcribe(question, cancel=cancel)
         if not heard.text.strip():
             raise AudioError("no speech was found in the question")
         latency = replace(latency, transcribe=time.perf_counter() - started)
         yield Heard(heard)
-        asked = heard.text
+        asked, audio = heard.text, resample(question, transcriber.rate, 16_000)
         language = heard.language if speaker.default_voice(heard.language) else None
-    messages = [*_with_system(history, instructions, tools), Message("user", asked)]
+    messages = [*_with_system(history, instructions, tools), Message("user", asked, audio=audio)]
 
     def write(stop: threading.Event) -> Iterator[TextDelta | ToolCall | Finish]:
         return responder.respond(messages, tools=tools, sampling=sampling, cancel=stop)

@@ -31,11 +31,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from stepaudio.audio.resample import resample
 from stepaudio.errors import InputError, MissingError
 from stepaudio.speech.aio import run, stream
 from stepaudio.speech.bundle_spec import BACKENDS, DEFAULT, ROLES, BundleSpec, RoleSpec, read_spec
 from stepaudio.speech.roles import (
+    Edit,
     Message,
+    Reference,
     Responder,
     Samples,
     Sampling,
@@ -164,12 +167,63 @@ class Bundle:
         voice: str | None = None,
         language: str | None = None,
         speed: float = 1.0,
+        style: str | None = None,
         cancel: Event | None = None,
     ) -> Iterator[Speech]:
         """Speak text, or a stream of pieces of text; the first audio comes before the text ends."""
         from stepaudio.speech.say import say
 
-        return say(self.speaker, text, voice=voice, language=language, speed=speed, cancel=cancel)
+        return say(self.speaker, text, voice=voice, language=language, speed=speed, style=style, cancel=cancel)
+
+    def clone(
+        self,
+        clip: Source | Reference,
+        text: str | Iterable[str],
+        *,
+        transcript: str | None = None,
+        language: str | None = None,
+        speed: float = 1.0,
+        style: str | None = None,
+        cancel: Event | None = None,
+    ) -> Iterator[Speech]:
+        """Speak text in the voice of a clip: 2 to 30 s of one person.
+
+        `transcript` is what is said in the clip; without it the bundle's transcriber listens. A `Reference` is taken
+        as it is. Raises AudioError for a clip that cannot serve, InputError when the speaker cannot clone.
+        """
+        from stepaudio.speech.clone import clone
+
+        reference = clip if isinstance(clip, Reference) else self.reference(clip, transcript)
+        return clone(self.speaker, reference, text, language=language, speed=speed, style=style, cancel=cancel)
+
+    def edit(
+        self,
+        recording: Source | Reference,
+        edits: Edit | Iterable[Edit],
+        *,
+        transcript: str | None = None,
+        cancel: Event | None = None,
+    ) -> Samples:
+        """Change how a recording was spoken; several edits are made one after the other. Samples [T] at
+        `speaker.rate`. See `clone` for `transcript` and what is raised."""
+        from stepaudio.speech.clone import edit
+
+        reference = recording if isinstance(recording, Reference) else self.reference(recording, transcript)
+        return edit(self.speaker, reference, [edits] if isinstance(edits, Edit) else edits, cancel)
+
+    def reference(self, clip: Source, transcript: str | None = None) -> Reference:
+        """A checked clip and what is said in it, to clone or edit more than once."""
+        from stepaudio.audio.io import read
+        from stepaudio.speech.clone import LONGEST, RATE, make_reference
+
+        samples = read(clip, rate=RATE, max_seconds=10 * LONGEST)
+
+        def listen() -> str:
+            if not self.has("transcriber"):
+                raise InputError("this bundle cannot listen: say what is spoken in the clip", param="transcript")
+            return self.transcribe(resample(samples, RATE, self.transcriber.rate)).text
+
+        return make_reference(samples, RATE, transcript, self.vad, listen)
 
     def answer(
         self,
@@ -284,6 +338,14 @@ class AsyncBundle:
 
     def say(self, text: str | Iterable[str], **options: Any) -> AsyncGenerator[Speech, None]:
         return stream(lambda cancel: self._bundle.say(text, **options, cancel=cancel))
+
+    def clone(
+        self, clip: Source | Reference, text: str | Iterable[str], **options: Any
+    ) -> AsyncGenerator[Speech, None]:
+        return stream(lambda cancel: self._bundle.clone(clip, text, **options, cancel=cancel))
+
+    async def edit(self, recording: Source | Reference, edits: Edit | Iterable[Edit], **options: Any) -> Samples:
+        return await run(lambda cancel: self._bundle.edit(recording, edits, **options, cancel=cancel))
 
     def answer(self, question: Source | Samples | Message, **options: Any) -> AsyncGenerator[AnswerEvent, None]:
         return stream(lambda cancel: self._bundle.answer(question, **options, cancel=cancel))

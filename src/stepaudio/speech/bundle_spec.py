@@ -47,6 +47,8 @@ class Backend:
 
 _LOCAL = "pip install 'stepaudio[local]'"
 _TORCH = "pip install torch==2.13.0"
+_TRAIN = "pip install 'stepaudio[train]'"
+_STEP_AUDIO = dict.fromkeys(("torch", "safetensors", "sentencepiece", "onnx", "yaml"), _TRAIN) | {"onnxruntime": _LOCAL}
 BACKENDS: Mapping[str, Backend] = {
     "silero": Backend("stepaudio.audio.vad:SileroVad", {"onnxruntime": _LOCAL}),
     "whisper": Backend(
@@ -59,6 +61,11 @@ BACKENDS: Mapping[str, Backend] = {
         {"onnxruntime": _LOCAL, "hibari": _LOCAL, "misaki": _LOCAL},
     ),
     "resemblyzer": Backend("stepaudio.speech.backends.resemblyzer:ResemblyzerEncoder", {"torch": _TORCH}),
+    "step_audio_tts": Backend("stepaudio.speech.step_audio.speaker:StepAudioTts", _STEP_AUDIO),
+    "step_audio_editx": Backend("stepaudio.speech.step_audio.speaker:StepAudioEditor", _STEP_AUDIO),
+    "step_audio_transcriber": Backend("stepaudio.speech.step_audio.listener:StepAudioTranscriber", _STEP_AUDIO),
+    "step_audio_responder": Backend("stepaudio.speech.step_audio.listener:StepAudioResponder", _STEP_AUDIO),
+    "campplus": Backend("stepaudio.decoder.speaker:load_speaker", {"onnxruntime": _LOCAL, "torch": _TORCH}),
     "smart_turn": Backend("stepaudio.speech.backends.smart_turn:SmartTurnScorer", {"onnxruntime": _LOCAL}),
 }
 

@@ -67,7 +67,7 @@ def answer_tool(names: Collection[str]) -> Tool:
 def chatml(messages: Sequence[Message], tools: Sequence[Tool] = (), *, system: str = "") -> str:
     """The closed turns of a conversation in ChatML, with tools and their results as Qwen2.5 was trained on them.
 
-    Follow it with `ASSISTANT_TURN` for a reply, or `USER_TURN` for a prefix that the next user turn will extend.
+    Follow it with `ASSISTANT_TURN` for a reply, or `user_turn` for a prefix that the rest of that turn will extend.
     `system` is used when `messages` do not begin with a system message. Control tokens inside a message are
     broken up, so that no text can open a turn.
     """
@@ -99,6 +99,11 @@ def turns(messages: Sequence[Message]) -> str:
             body = [text] * bool(text) + [f"{CALL_OPENING}{call}\n</tool_call>" for call in calls]
             parts.append(f"<|im_start|>{message.role}\n" + "\n".join(body) + END)
     return "".join(parts)
+
+
+def user_turn(words: str) -> str:
+    """A user turn that is not closed yet."""
+    return USER_TURN + _plain(words)
 
 
 def _plain(text: str) -> str:

@@ -92,12 +92,16 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of text history. `tool_call_id` names the call that a `tool` message answers."""
+    """One turn of text history. `tool_call_id` names the call that a `tool` message answers.
+
+    `audio` [T] at 16 kHz is what was said, for a responder that hears; `content` is its transcript for all others.
+    """
 
     role: Role
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    audio: Samples | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,17 @@ class Responder(Protocol):
         """
         ...
 
+    def warm(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, words: str = "", cancel: Event | None = None
+    ) -> float | None:
+        """Read a history, and the words that the user has said of the turn after it, ahead of the reply to that turn.
+
+        The reply that reads on from there starts sooner. Returns the probability that the next thing after `words` is
+        the end of a sentence, as far as the words tell. A backend that keeps nothing between replies, or does not show
+        its probabilities, returns None.
+        """
+        ...
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """Tokens that this history takes as a prompt."""
         ...
@@ -223,6 +238,58 @@ class Speaker(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class StyledSpeaker(Speaker, Protocol):
+    """A speaker that can be told how to speak."""
+
+    def styled(self, style: str) -> Speaker:
+        """The same voices speaking in a style: a label of the model's own, or plain words ("tired and slow")."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A clip of somebody speaking, samples [T] at `rate`, and what they say in it."""
+
+    samples: Samples
+    rate: int
+    transcript: str
+
+
+@runtime_checkable
+class Cloner(Speaker, Protocol):
+    """A speaker that takes its voice from a clip."""
+
+    def cloned(self, reference: Reference) -> Speaker:
+        """A speaker whose only voice is that of the clip. `stepaudio.speech.clone` checks clips beforehand."""
+        ...
+
+
+EditKind = Literal["emotion", "style", "speed", "paralinguistic", "denoise", "trim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change to a recording. `option` is the emotion, style or speed; `text` what a paralinguistic edit makes it
+    say, sounds in square brackets: "[sigh] All right"."""
+
+    kind: EditKind
+    option: str = ""
+    text: str = ""
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """Changes how something was said, and leaves who said it."""
+
+    rate: int
+    """Sample rate of the result."""
+
+    def edit(self, recording: Reference, edit: Edit, *, cancel: Event | None = None) -> Iterator[Speech]:
+        """The edited recording in one or more chunks. Raises InputError for an option that does not exist."""
+        ...
+
+
 # ---------------------------------------------------------------- who spoke, and is it over
 
 
@@ -246,9 +313,9 @@ class TurnScorer(Protocol):
 
     rate: int
 
-    def score(self, samples: Samples, text: str | None, language: str | None) -> float:
+    def score(self, samples: Samples, text: str | None, language: str | None) -> float | None:
         """Probability in [0, 1] that the turn whose last seconds are `samples` [T] (and whose transcript so far
-        is `text`, when known) is over."""
+        is `text`, when known) is over; None is no opinion."""
         ...
 
     def close(self) -> None: ...

@@ -13,7 +13,8 @@ import numpy as np
 from stepaudio.errors import Cancelled, NotFoundError, TextError
 from stepaudio.speech.clauses import ClauseCutter
 from stepaudio.speech.reading import script, spoken
-from stepaudio.speech.roles import Speaker, Speech, Voice
+from stepaudio.speech.roles import Speaker, Speech, StyledSpeaker, Voice
+from stepaudio.speech.styles import in_style, leading_label
 from stepaudio.speech.voices import check_speed, find_voice
 
 
@@ -24,6 +25,7 @@ def say(
     voice: str | None = None,
     language: str | None = None,
     speed: float = 1.0,
+    style: str | None = None,
     cancel: Event | None = None,
 ) -> Iterator[Speech]:
     """Speak a text, or a stream of pieces of one, clause by clause; memory does not grow with the text.
@@ -33,14 +35,22 @@ def say(
     reading is not heard but stays in the text: emoji, ornaments, code blocks, and stretches in a script that no voice
     reads, as long as something else can be said.
 
+    `style` says how, in a label or in plain words, for speakers that know styles. Without it such a speaker takes a
+    label in brackets at the head of the text, "(happy)", for the whole of it.
+
     Arguments are checked before this function returns: TextError for an empty text, InputError for a speed outside
-    0.25 to 4, NotFoundError for an unknown voice or language. TextError is also raised when the named voice cannot
-    read a clause, and at the end of a text in which nothing can be said; Cancelled soon after `cancel` is set.
+    0.25 to 4 or a style that cannot be, NotFoundError for an unknown voice or language. TextError is also raised when
+    the named voice cannot read a clause, and at the end of a text in which nothing can be said; Cancelled soon after
+    `cancel` is set.
     """
     if isinstance(text, str) and not text.strip():
         raise TextError("there is no text to speak", param="text")
     check_speed(speed)
+    if not speaker.voices:
+        raise NotFoundError("this bundle has no voice of its own; give a clip of one: `stepaudio clone`", param="voice")
     known = find_voice(speaker, voice) if voice is not None else None
+    if style is not None:
+        speaker = in_style(speaker, style)
     if language is not None and speaker.default_voice(language) is None:
         spoken_here = sorted({code for each in speaker.voices for code in each.languages})
         raise NotFoundError(
@@ -61,9 +71,12 @@ def _say(
     speed: float,
     cancel: Event | None,
 ) -> Iterator[Speech]:
+    heard, silent = False, ""  # silent: text that is not heard and belongs to the next chunk
+    if isinstance(speaker, StyledSpeaker):
+        label, silent, pieces = leading_label(pieces)
+        speaker = speaker.styled(label) if label else speaker
     readable = {code for each in speaker.voices for code in each.languages}
     last = language or (voice or speaker.voices[0]).languages[0]
-    heard, silent = False, ""  # silent: text that is not heard and belongs to the next chunk
     for clause in _clauses(cutter, pieces):
         if cancel is not None and cancel.is_set():
             raise Cancelled("speaking was cancelled")

@@ -9,7 +9,12 @@ SHA-256 and the parts it is put together from. A part is one of
 | `npm:NAME@VERSION:MEMBER` | a member of that package, fetched with npm |
 | `hub:ORG/REPO@REVISION:FILE` | a file of a model hub, fetched with huggingface_hub |
 | `package:MODULE:FILE` | a file inside an installed Python package |
+| `https://HOST/PATH` | a file on the web |
 | `file:PATH` | a file on this machine |
+
+An artefact may instead be a `snapshot` of a hub repository, `ORG/REPO@REVISION`: all that is in it but code. The hub
+checks what it sends; here the files that the artefact names must be there, and must not change after they have come.
+`derive` names files that are made of others once these are there.
 
 A file appears under its final name only when it is whole and its digest is right. What was downloaded stays until
 then, so an interrupted pull goes on where it stopped. Nothing here is unpickled or executed.
@@ -18,6 +23,7 @@ then, so an interrupted pull goes on where it stopped. Nothing here is unpickled
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import json
 import os
@@ -27,11 +33,12 @@ import sys
 import tarfile
 import tempfile
 import tomllib
+import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -43,12 +50,18 @@ Progress = Callable[[str, int, int], None]
 
 _BLOCK = 1 << 20
 _FETCH_SECONDS = 1800
+_SILENCE_SECONDS = 60
 _PARALLEL_FETCHES = 4
+MAKERS = {"step_audio_prompts": "stepaudio.speech.step_audio.upstream:make_prompts"}
+"""What derives files from others: a name in the catalogue -> a function from their folder to the contents."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """One file of an artefact: the parts in `sources`, joined in order; `mirror` is tried when those fail."""
+    """One file of an artefact: the parts in `sources`, joined in order; `mirror` is tried when those fail.
+
+    A size of 0 and an empty digest are not known beforehand: the first that is seen counts.
+    """
 
     path: str
     size: int
@@ -65,10 +78,14 @@ class Artefact:
     licence: str
     origin: str
     files: tuple[WeightFile, ...]
+    snapshot: str = ""
+    snapshot_size: int = 0
+    derive: Mapping[str, str] = field(default_factory=dict)
+    """File -> its maker, one of `MAKERS`."""
 
     @property
     def size(self) -> int:
-        return sum(file.size for file in self.files)
+        return self.snapshot_size + sum(file.size for file in self.files)
 
 
 def parse(name: str, table: Mapping[str, Any]) -> Artefact:
@@ -77,6 +94,8 @@ def parse(name: str, table: Mapping[str, Any]) -> Artefact:
     def listed(value: str | Sequence[str]) -> tuple[str, ...]:
         return (value,) if isinstance(value, str) else tuple(value)
 
+    # What cannot be known beforehand may be left out of these only.
+    unpinned = {"size": 0, "sha256": "", "from": ()} if "snapshot" in table or table.get("unpinned") else {}
     try:
         files = tuple(
             WeightFile(
@@ -86,9 +105,17 @@ def parse(name: str, table: Mapping[str, Any]) -> Artefact:
                 sources=listed(entry["from"]),
                 mirror=listed(entry.get("mirror", ())),
             )
-            for entry in table["files"]
+            for entry in (unpinned | each for each in table["files"])
         )
-        artefact = Artefact(name, table["licence"], table.get("origin", ""), files)
+        artefact = Artefact(
+            name,
+            table["licence"],
+            table.get("origin", ""),
+            files,
+            snapshot=table.get("snapshot", ""),
+            snapshot_size=int(table.get("size", 0)),
+            derive=table.get("derive", {}),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"weights '{name}': missing or wrong field {error}") from None
     for file in files:
@@ -142,13 +169,19 @@ class Store:
         checked = {}
         for file in artefact.files:
             stat = (folder / file.path).stat()
-            stamp = [stat.st_size, stat.st_mtime_ns, file.sha256]
-            if known.get(file.path) != stamp:
-                _check(folder / file.path, file)
-            checked[file.path] = stamp
+            before = known.get(file.path)
+            promised = file.sha256 or (before[2] if before else "")
+            if before != [stat.st_size, stat.st_mtime_ns, promised] or not promised:
+                promised = _check(folder / file.path, promised)
+            checked[file.path] = [stat.st_size, stat.st_mtime_ns, promised]
         if checked != known:
             with _replacing(stamps) as out:
                 out.write(json.dumps(checked, indent=1).encode())
+        for path, maker in artefact.derive.items():
+            if not (folder / path).is_file():
+                made = _maker(maker)(folder)
+                with _replacing(folder / path) as out:
+                    out.write(made)
         return folder
 
     def pull(self, artefact: Artefact, progress: Progress = lambda *_: None) -> Path:
@@ -158,7 +191,11 @@ class Store:
         what came is not what was promised.
         """
         wanted = self.missing(artefact)
-        if wanted:
+        if wanted and artefact.snapshot:
+            self._need_room(artefact.snapshot_size)
+            progress(artefact.name, 0, artefact.size)
+            _hub_snapshot(artefact.snapshot, self.folder(artefact))
+        elif wanted:
             self._need_room(2 * sum(file.size for file in wanted))
             present = artefact.size - sum(file.size for file in wanted)
             self._fetch_packages(
@@ -241,7 +278,7 @@ class Store:
                     while block := stream.read(_BLOCK):
                         digest.update(block)
                         out.write(block)
-            if digest.hexdigest() != file.sha256:
+            if file.sha256 and digest.hexdigest() != file.sha256:
                 for source in file.sources:
                     if (package := _package(source)) is not None:
                         shutil.rmtree(self._download(package), ignore_errors=True)
@@ -263,9 +300,11 @@ class Store:
             return _open_member(self._fetch_package(f"{kind}:{name}"), member, source)
         if kind == "hub":
             return _hub_file(name, member).open("rb")
+        if kind == "https":
+            return _web_file(source)
         path = _package_file(name, member) if kind == "package" else Path(rest)
         if kind not in ("package", "file"):
-            raise InputError(f"unknown source '{source}'; known: pypi, npm, hub, package, file")
+            raise InputError(f"unknown source '{source}'; known: pypi, npm, hub, package, https, file")
         try:
             return path.open("rb")
         except OSError as error:
@@ -278,7 +317,8 @@ def resolve(reference: str, artefacts: Mapping[str, Artefact]) -> tuple[Artefact
     if name not in artefacts:
         raise NotFoundError(f"no weights are called '{name}'; known: {', '.join(sorted(artefacts))}")
     artefact = artefacts[name]
-    if path and path not in {file.path for file in artefact.files}:
+    known = {file.path for file in artefact.files} | artefact.derive.keys()
+    if path and not any(file == path or file.startswith(f"{path}/") for file in known):
         raise NotFoundError(f"the weights '{name}' hold no file '{path}'")
     return artefact, path
 
@@ -288,7 +328,7 @@ def resolve(reference: str, artefacts: Mapping[str, Artefact]) -> tuple[Artefact
 
 def _has_size(path: Path, size: int) -> bool:
     try:
-        return path.stat().st_size == size
+        return path.stat().st_size == size or (size == 0 and path.is_file())
     except OSError:
         return False
 
@@ -301,11 +341,20 @@ def _read_stamps(path: Path) -> dict[str, Any]:
     return stamps if isinstance(stamps, dict) else {}
 
 
-def _check(path: Path, file: WeightFile) -> None:
+def _check(path: Path, promised: str) -> str:
+    """The digest of a file. Raises IntegrityError when another one was promised."""
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != file.sha256:
-        raise _mismatch(str(path), file.sha256, found)
+    if promised and found != promised:
+        raise _mismatch(str(path), promised, found)
+    return found
+
+
+def _maker(name: str) -> Callable[[Path], bytes]:
+    if name not in MAKERS:
+        raise InputError(f"nothing called '{name}' makes files; known: {', '.join(MAKERS)}")
+    module, _, function = MAKERS[name].partition(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
 
 
 def _mismatch(what: str, promised: str, found: str) -> IntegrityError:
@@ -381,6 +430,26 @@ def _hub_file(repository: str, file: str) -> Path:
         return Path(hf_hub_download(name, file, revision=revision or None))
     except Exception as error:
         raise MissingError(f"the hub did not give {repository}/{file}: {type(error).__name__}: {error}") from None
+
+
+def _hub_snapshot(repository: str, folder: Path) -> None:
+    """Everything in a hub repository but its code."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingError("huggingface_hub is not installed; run: pip install huggingface_hub") from None
+    name, _, revision = repository.partition("@")
+    try:
+        snapshot_download(name, revision=revision or None, local_dir=folder, ignore_patterns=["*.py", "*.so", ".git*"])
+    except Exception as error:
+        raise MissingError(f"the hub did not give {repository}: {type(error).__name__}: {error}") from None
+
+
+def _web_file(url: str) -> IO[bytes]:
+    try:
+        return urllib.request.urlopen(url, timeout=_SILENCE_SECONDS)  # type: ignore[no-any-return]
+    except OSError as error:
+        raise MissingError(f"{url} cannot be fetched: {error}") from None
 
 
 def _package_file(module: str, file: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import scipy.fft
@@ -22,11 +23,11 @@ HOP = 160
 
 @dataclass(frozen=True)
 class KaldiFbank:
-    """Kaldi-compatible log-mel filterbank: Hamming window, pre-emphasis, DC removal, no dither, `snip_edges`.
+    """Kaldi-compatible log-mel filterbank: tapered frames, pre-emphasis, DC removal, no dither, `snip_edges`.
 
     Frame t covers samples [t * hop, t * hop + window), so frames never depend on how a stream was cut.
-    Samples are scaled to 16-bit range first, as Kaldi reads them. Source: Kaldi's feature-window and
-    mel-computations.
+    Samples are multiplied by `scale` first: Kaldi reads the 16-bit range, torchaudio's port takes them as they are.
+    `taper` is Hamming's window or Kaldi's own ("povey"). Source: Kaldi's feature-window and mel-computations.
     """
 
     n_mels: int = 80
@@ -35,6 +36,8 @@ class KaldiFbank:
     hop: int = HOP
     low_hz: float = 20.0
     preemphasis: float = 0.97
+    scale: float = 32768.0
+    taper: Literal["hamming", "povey"] = "hamming"
 
     @property
     def n_fft(self) -> int:
@@ -49,12 +52,12 @@ class KaldiFbank:
         if count == 0:
             return np.zeros((0, self.n_mels), dtype=np.float32)
         frames = np.lib.stride_tricks.sliding_window_view(samples, self.window)[:: self.hop][:count]
-        frames = frames * np.float32(32768)
+        frames = frames * np.float32(self.scale)
         frames -= frames.mean(axis=1, keepdims=True)
         # Kaldi's first sample has no predecessor and is emphasised against itself.
         before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
         frames -= np.float32(self.preemphasis) * before
-        spectrum = scipy.fft.rfft(frames * self._hamming, n=self.n_fft)
+        spectrum = scipy.fft.rfft(frames * self._taper, n=self.n_fft)
         power = spectrum.real**2 + spectrum.imag**2
         mel = power @ self._filters
         floor = np.finfo(np.float32).eps
@@ -62,8 +65,9 @@ class KaldiFbank:
         return logarithms
 
     @cached_property
-    def _hamming(self) -> Floats:
-        return np.hamming(self.window).astype(np.float32)
+    def _taper(self) -> Floats:
+        shape = np.hamming(self.window) if self.taper == "hamming" else np.hanning(self.window) ** 0.85
+        return shape.astype(np.float32)
 
     @cached_property
     def _filters(self) -> Floats:

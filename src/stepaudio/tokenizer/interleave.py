@@ -28,13 +28,16 @@ AUDIO_TOKENS = LINGUISTIC_CODES + SEMANTIC_CODES
 LM_OFFSET = 65536
 """LM id of `<audio_0>`; ids run to LM_OFFSET + AUDIO_TOKENS - 1 = 70655."""
 
+RATIO = (2, 3)
+"""Linguistic and semantic codes of a group, 120 ms."""
+
 Codes = NDArray[np.int64]
 Tail = Literal["keep", "drop"]
 _TOKEN = re.compile(r"<audio_(\d{1,9})>")
 
 
 def interleave(
-    linguistic: ArrayLike, semantic: ArrayLike, *, ratio: tuple[int, int] = (2, 3), tail: Tail = "keep"
+    linguistic: ArrayLike, semantic: ArrayLike, *, ratio: tuple[int, int] = RATIO, tail: Tail = "keep"
 ) -> Codes:
     """Codes [L] and [S] to audio tokens in 0..5119, linguistic codes as they are and semantic codes + 1024.
 
@@ -52,7 +55,7 @@ def interleave(
     return np.concatenate([l_codes, s_codes + LINGUISTIC_CODES])[order]
 
 
-def deinterleave(tokens: ArrayLike, *, ratio: tuple[int, int] = (2, 3)) -> tuple[Codes, Codes]:
+def deinterleave(tokens: ArrayLike, *, ratio: tuple[int, int] = RATIO) -> tuple[Codes, Codes]:
     """Audio tokens in 0..5119 to linguistic codes [L] and semantic codes [S]; the inverse of `interleave`.
 
     Raises InputError for a token outside 0..5119 and for an order that no `interleave` at this ratio gives.

@@ -24,10 +24,7 @@ from stepaudio.errors import BackendError, BusyError, InputError
 from stepaudio.tokenizer.branch import BLOCK, NO_CODES, Branch
 from stepaudio.tokenizer.fbank import Floats
 from stepaudio.tokenizer.gain import RunningGain
-from stepaudio.tokenizer.interleave import Codes, Tail, interleave
-
-GROUP = (2, 3)
-"""Linguistic and semantic codes of 120 ms."""
+from stepaudio.tokenizer.interleave import RATIO, Codes, Tail, interleave
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class DualCodes:
 
     def tokens(self, *, tail: Tail = "keep") -> Codes:
         """Both streams as interleaved audio tokens in 0..5119."""
-        return interleave(self.linguistic, self.semantic, ratio=GROUP, tail=tail)
+        return interleave(self.linguistic, self.semantic, ratio=RATIO, tail=tail)
 
     def __add__(self, later: DualCodes) -> DualCodes:
         return DualCodes(
@@ -131,8 +128,8 @@ class DualStream:
         for start in range(0, len(samples), BLOCK):
             block = self._gain.push(samples[start : start + BLOCK])
             self._encode([segmenter.push(block) for segmenter in self._segmenters])
-        groups = min(len(self._waiting.linguistic) // GROUP[0], len(self._waiting.semantic) // GROUP[1])
-        return self._take(groups * GROUP[0], groups * GROUP[1])
+        groups = min(len(self._waiting.linguistic) // RATIO[0], len(self._waiting.semantic) // RATIO[1])
+        return self._take(groups * RATIO[0], groups * RATIO[1])
 
     def flush(self) -> DualCodes:
         """All remaining codes, the last group of which may be partial. The stream is then as new."""

@@ -1,7 +1,7 @@
 """The reader: what turns the codes of the semantic branch back into text.
 
 It is the upper half of the recogniser that trains the tokenizer, sees whole utterances in both directions, and is kept
-beside the tokenizer, with a lexicon, because it measures what the codes still say (`stepaudio eval codec`).
+beside the tokenizer, with a lexicon, because it measures what the codes still say (`stepaudio eval codes`).
 
 Shapes: B utterances, T frames, D width, V pieces.
 """

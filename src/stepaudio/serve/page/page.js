@@ -272,7 +272,7 @@ class Session {
         tools: Object.entries(TOOLS).map(([name, { description, parameters }]) =>
           ({ type: "function", name, description, parameters })),
         audio: {
-          input: { transcription: { model: "default" } },
+          input: { transcription: { model: "default" }, turn_detection: { type: "semantic_vad" } },
           ...($("voice").value ? { output: { voice: $("voice").value } } : {}),
         },
       },

@@ -54,7 +54,7 @@ def incoming(message: Any) -> Any:
 def outgoing(event: Json) -> Json | None:
     """What the beta says in place of a GA event: None for one that it does not have."""
     kind = event["type"]
-    if kind in ("conversation.item.done", "input_audio_buffer.timeout_triggered"):
+    if kind in ("conversation.item.done", "input_audio_buffer.timeout_triggered") or _is_mcp(event):
         return None
     event = {**event, "type": _OUTPUT_EVENT.sub(r"response.\1.", kind)}
     if kind == "conversation.item.added":
@@ -134,8 +134,13 @@ def _flat_response(response: Json) -> Json:
     flat["modalities"] = _modalities(response["output_modalities"])
     flat["voice"] = _voice(said["voice"])
     flat["output_audio_format"] = _FORMAT_NAMES[said["format"]["type"]]
-    flat["output"] = [_old_item(item) for item in response["output"]]
+    flat["output"] = [_old_item(item) for item in response["output"] if not item["type"].startswith("mcp_")]
     return flat
+
+
+def _is_mcp(event: Json) -> bool:
+    """The beta knows no tools that run at the server."""
+    return "mcp_" in event["type"] or str(event.get("item", {}).get("type")).startswith("mcp_")
 
 
 def _new_item(item: Json) -> Json:

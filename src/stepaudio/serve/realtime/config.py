@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stepaudio.agent.errors import RequestError
+from stepaudio.agent.mcp import McpServer
 from stepaudio.agent.settings import Settings, SpeculationConfig
 from stepaudio.agent.tools import ToolSpec
 from stepaudio.agent.turn import TurnConfig
@@ -50,14 +51,16 @@ _DEFAULTS: dict[str, Any] = {
         "output": {"format": {"type": "audio/pcm", "rate": 24000}, "voice": None, "speed": 1.0},
     },
 }
+_MOST_MCP_SERVERS = 8
 _OF_TRANSCRIPTION = ("type", "audio", "include", "stepaudio")
 _OF_REPLIES = ("create_response", "interrupt_response", "idle_timeout_ms")
 
 
 class SessionConfig:
-    """The session's fields as the client sees them."""
+    """The session's fields as the client sees them. `mcp` lets it name MCP servers."""
 
-    def __init__(self, model: str, speaker: Speaker, transcriber: Transcriber) -> None:
+    def __init__(self, model: str, speaker: Speaker, transcriber: Transcriber, *, mcp: bool = False) -> None:
+        self._mcp = mcp
         self._speaker = speaker
         self._languages = transcriber.languages
         self.fields = copy.deepcopy(_DEFAULTS)
@@ -74,6 +77,9 @@ class SessionConfig:
     def as_json(self, session_id: str, expires_at: int) -> dict[str, Any]:
         """The `session` of `session.created` and `session.updated`."""
         fields = copy.deepcopy(self.fields)
+        for tool in fields["tools"]:
+            for secret in ("authorization", "headers"):
+                tool.pop(secret, None)
         if self.transcribes_only:
             fields = {name: fields[name] for name in _OF_TRANSCRIPTION if name in fields}
             del fields["audio"]["output"]
@@ -99,6 +105,11 @@ class SessionConfig:
     @property
     def extras(self) -> dict[str, Any]:
         return self.fields.get("stepaudio") or {}
+
+    @property
+    def mcp_servers(self) -> list[McpServer]:
+        """The servers that the client names."""
+        return [_mcp_server(tool) for tool in self.fields["tools"] if tool["type"] == "mcp"]
 
     @property
     def temperature(self) -> float:
@@ -183,7 +194,39 @@ class SessionConfig:
                 code="invalid_value",
                 param="session.audio.input.transcription.language",
             )
+        self._check_mcp()
         self.settings()
+
+    def _check_mcp(self) -> None:
+        servers = self.mcp_servers
+        if servers and not self._mcp:
+            raise RequestError(
+                "This server connects to no MCP servers that clients name: start it with --session-mcp to let it.",
+                code="mcp_not_allowed",
+                param="session.tools",
+            )
+        if len(servers) > _MOST_MCP_SERVERS or len({server.label for server in servers}) < len(servers):
+            raise RequestError(
+                f"A session may have {_MOST_MCP_SERVERS} MCP servers, each with a server_label of its own.",
+                code="invalid_value",
+                param="session.tools",
+            )
+
+
+def _mcp_server(tool: Mapping[str, Any]) -> McpServer:
+    headers = dict(tool.get("headers") or {})
+    if tool.get("authorization"):
+        headers["Authorization"] = f"Bearer {tool['authorization']}"
+    allowed = tool.get("allowed_tools")
+    filters = allowed if isinstance(allowed, dict) else {"tool_names": allowed}
+    names = filters.get("tool_names")
+    return McpServer(
+        tool["server_label"],
+        url=tool["server_url"],
+        headers=headers,
+        names=None if names is None else frozenset(names),
+        read_only=filters.get("read_only"),
+    )
 
 
 def _merge(current: dict[str, Any], patch: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,6 +283,7 @@ def client_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[ToolSpec, ...]:
             client_side=True,
         )
         for tool in tools
+        if tool["type"] == "function"
     )
 
 

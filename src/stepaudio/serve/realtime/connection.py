@@ -7,10 +7,11 @@ with an `error` event that names it, and the session goes on.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from stepaudio.serve.realtime.config import SessionConfig
 from stepaudio.serve.realtime.encode import Encoder, Json
 from stepaudio.serve.realtime.formats import AudioDecoder
 from stepaudio.serve.realtime.items import item_json, parse_item
+from stepaudio.serve.realtime.session_tools import SessionTools
 
 _SLICE = RATE // 4
 """Samples that are looked at in one go before others get their turn."""
@@ -40,11 +42,23 @@ def new_id(kind: str) -> str:
     return f"{kind}_{uuid.uuid4().hex[:24]}"
 
 
+class Media(Protocol):
+    """What plays the agent's audio where that does not go out as events. It knows when audio is heard, and says so by
+    `Played`."""
+
+    def play(self, play: ev.Play) -> None:
+        """Behind what is there already."""
+
+    def finish(self, reply_id: str) -> None:
+        """There will be no more audio of this reply."""
+
+
 class Connection:
     """A session and its client.
 
     `send` is called on the event loop with each event, as JSON; `drop_audio` when audio that was sent and has not
-    left yet is not wanted any more. Replies wait until there is `room` for what they produce.
+    left yet is not wanted any more. With `media` the audio goes there. Replies wait until there is `room` for what
+    they produce.
     """
 
     def __init__(
@@ -56,6 +70,7 @@ class Connection:
         *,
         room: asyncio.Event,
         drop_audio: Callable[[], None],
+        media: Media | None = None,
         tools: ToolProvider | None = None,
         seconds: float = 3600.0,
     ) -> None:
@@ -64,20 +79,39 @@ class Connection:
         self.expires_at = int(time.time() + seconds)
         self._send = send
         self._drop_audio = drop_audio
-        self._tools = tools
-        self._encoder = Encoder(config, models.speaker.rate, new_id("conv"), new_id)
+        self._media = media
+        self._tools = SessionTools(tools, tell=self.tell, refuse=self.refuse, changed=self._configure, new_id=new_id)
+        rate = models.speaker.rate if media is None else None
+        self._encoder = Encoder(config, rate, new_id("conv"), new_id)
         self._decoder = AudioDecoder(config.input["format"], RATE)
         self.session = Session(
-            models, scheduler, self._tell, settings=self._settings(), tools=tools, new_id=new_id, room=room
+            models, scheduler, self._tell, settings=self._settings(), tools=self._tools, new_id=new_id, room=room
         )
 
     def open(self) -> None:
         """Greet the client."""
-        self._answer("session.created", session=self._shown())
-        self._answer(
+        self.tell("session.created", session=self._shown())
+        self.tell(
             "conversation.created",
             conversation={"id": self._encoder.conversation_id, "object": "realtime.conversation"},
         )
+        self._tools.declare(self.config.mcp_servers)
+
+    async def receive_text(self, text: str, translate: Callable[[Any], Any] | None = None) -> None:
+        """Carry out one client event, as it comes; `translate` makes it one of the GA protocol."""
+        try:
+            message = json.loads(text)
+        except ValueError as error:
+            self.refuse(RequestError(f"The message is not valid JSON: {error}.", code="invalid_event"))
+        else:
+            await self.receive(translate(message) if translate else message)
+
+    async def hear(self, samples: Samples) -> None:
+        """Take input audio [T] at `RATE` that came otherwise than in an event."""
+        try:
+            await self._hear(samples)
+        except StepAudioError as error:
+            self.refuse(error)
 
     async def receive(self, message: object) -> None:
         """Carry out one client event."""
@@ -92,10 +126,10 @@ class Connection:
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
         param = getattr(error, "param", None)
         fields = {"type": kind, "code": error.code, "message": str(error), "param": param, "event_id": event_id}
-        self._answer("error", error=fields)
+        self.tell("error", error=fields)
 
     async def close(self) -> None:
-        await self.session.close()
+        await asyncio.gather(self.session.close(), self._tools.close())
 
     # ------------------------------------------------------------ what the client asks for
 
@@ -119,7 +153,10 @@ class Connection:
                 self._create_item(event)
             case schema.ItemRetrieve():
                 item = self.session.controller.context.get(event.item_id)
-                self._answer("conversation.item.retrieved", item=item_json(item))
+                result = None
+                if isinstance(item, context.CallItem):
+                    result = self.session.controller.context.result(item.call.id)
+                self.tell("conversation.item.retrieved", item=item_json(item, result=result))
             case schema.ItemTruncate():
                 handle(ev.TruncateItem(event.item_id, event.audio_end_ms / 1000))
             case schema.ItemDelete():
@@ -140,8 +177,9 @@ class Connection:
         self.config = self._encoder.config = self.config.updated(patch)
         if self._decoder.format != self.config.input["format"]:
             self._decoder = AudioDecoder(self.config.input["format"], RATE)
-        self.session.handle(ev.Configure(self._settings()))
-        self._answer("session.updated", session=self._shown())
+        self._configure()
+        self.tell("session.updated", session=self._shown())
+        self._tools.declare(self.config.mcp_servers)
 
     def _create_item(self, event: schema.ItemCreate) -> None:
         item, audio = parse_item(event.item, new_id=new_id)
@@ -193,14 +231,23 @@ class Connection:
     def _tell(self, output: ev.Output) -> None:
         if isinstance(output, ev.StopPlayback):
             self._drop_audio()
+        elif isinstance(output, ev.Play) and self._media is not None:
+            self._media.play(output)
+            return
         for event in self._encoder.encode(output):
             self._send(event)
+        if isinstance(output, ev.ReplyDone) and self._media is not None:
+            self._media.finish(output.reply_id)
 
-    def _answer(self, type: str, **fields: Any) -> None:
+    def tell(self, type: str, **fields: Any) -> None:
+        """Send an event of the transport's own."""
         self._send(self._encoder.event(type, **fields))
 
     def _shown(self) -> Json:
         return self.config.as_json(self.id, self.expires_at)
 
     def _settings(self) -> Settings:
-        return self.config.settings(self._tools.specs() if self._tools else ())
+        return self.config.settings(self._tools.specs())
+
+    def _configure(self) -> None:
+        self.session.handle(ev.Configure(self._settings()))

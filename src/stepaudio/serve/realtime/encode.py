@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from stepaudio.agent import events as ev
-from stepaudio.agent.context import CallItem, MessageItem
+from stepaudio.agent.context import CallItem, MessageItem, OutputItem
 from stepaudio.serve.realtime.config import SessionConfig
 from stepaudio.serve.realtime.formats import AudioEncoder
 from stepaudio.serve.realtime.items import item_json
@@ -31,19 +31,36 @@ class _Response:
     audio_index: int = 0
 
 
-class Encoder:
-    """Notices in, server events out; `config` is the session's, kept up to date by its owner."""
+@dataclass(frozen=True)
+class _CallHere:
+    """A call that is run here and has no result yet."""
 
-    def __init__(self, config: SessionConfig, rate: int, conversation_id: str, new_id: Callable[[str], str]) -> None:
+    item: CallItem
+    place: Json
+    previous: str | None
+
+
+class Encoder:
+    """Notices in, server events out; `config` is the session's, kept up to date by its owner. `rate` is the agent's
+    sample rate, None where its audio does not go out as events."""
+
+    def __init__(
+        self, config: SessionConfig, rate: int | None, conversation_id: str, new_id: Callable[[str], str]
+    ) -> None:
         self.config = config
         self._rate = rate
         self.conversation_id = conversation_id
         self._new_id = new_id
         self._responses: dict[str, _Response] = {}
+        self._calls_here: dict[str, _CallHere] = {}
+        self._results: dict[str, str] = {}
+        """Results of calls that are run here have no item in the protocol: the call's stands for theirs."""
 
     def encode(self, output: ev.Output) -> Iterator[Json]:
         """The events that tell of it, none for what the protocol has no word for."""
         for event in self._events(output):
+            if (previous := event.get("previous_item_id")) in self._results:
+                event["previous_item_id"] = self._results[previous]
             yield self.event(**event)
 
     def event(self, type: str, **fields: Any) -> Json:
@@ -62,8 +79,12 @@ class Encoder:
                 yield from self._item_added(output)
             case ev.ReplyItemDone(item=MessageItem() as item):
                 yield from self._message_done(output, item)
+            case ev.ReplyItemDone(item=CallItem() as item) if item.server is not None:
+                yield from self._call_here(output, item)
             case ev.ReplyItemDone(item=CallItem() as item):
                 yield from self._call_done(output, item)
+            case ev.ItemAdded(item=OutputItem() as item) if item.call_id in self._calls_here:
+                yield from self._call_here_done(item)
             case ev.ReplyDone():
                 yield from self._done(output)
             case ev.TranscriptDone() | ev.TranscriptFailed():
@@ -101,9 +122,11 @@ class Encoder:
                 shown = item_json(item)
                 yield {"type": "conversation.item.added", "item": shown, "previous_item_id": previous}
                 yield {"type": "conversation.item.done", "item": shown, "previous_item_id": previous}
+            case ev.ItemDeleted(item_id) if item_id in self._results:
+                del self._results[item_id]
             case ev.ItemDeleted(item_id):
                 yield {"type": "conversation.item.deleted", "item_id": item_id}
-            case ev.ItemTruncated(item_id, seconds, _, "client"):
+            case ev.ItemTruncated(item_id, seconds, _, by) if by == "client" or self._rate is None:
                 yield {
                     "type": "conversation.item.truncated",
                     "item_id": item_id,
@@ -134,10 +157,11 @@ class Encoder:
     def _item_added(self, notice: ev.ReplyItemAdded) -> Iterator[Json]:
         response, item = self._responses[notice.reply_id], notice.item
         shown = item_json(item, spoken=response.spoken)
-        shown["status"] = "in_progress"
+        if "status" in shown:
+            shown["status"] = "in_progress"
         if isinstance(item, MessageItem):
             shown["content"] = []
-            if response.spoken:
+            if response.spoken and self._rate is not None:
                 response.audio = AudioEncoder(self.config.output["format"], self._rate)
                 response.audio_index = notice.index
         else:
@@ -196,6 +220,30 @@ class Encoder:
             "arguments": arguments,
         }
         yield from self._item_done(notice)
+
+    def _call_here(self, notice: ev.ReplyItemDone, item: CallItem) -> Iterator[Json]:
+        """A call that is run here. The response ends without its result, which may take its time."""
+        response = self._responses[notice.reply_id]
+        shown = item_json(item)
+        place = {"item_id": item.id, "output_index": notice.index}
+        part = {"response_id": notice.reply_id, **place}
+        self._calls_here[item.call.id] = _CallHere(item, place, response.previous.get(item.id))
+        yield {"type": "response.mcp_call_arguments.delta", **part, "delta": shown["arguments"]}
+        yield {"type": "response.mcp_call_arguments.done", **part, "arguments": shown["arguments"]}
+        yield {"type": "response.mcp_call.in_progress", **place}
+        yield {
+            "type": "response.output_item.done",
+            "response_id": notice.reply_id,
+            "output_index": notice.index,
+            "item": shown,
+        }
+
+    def _call_here_done(self, result: OutputItem) -> Iterator[Json]:
+        call = self._calls_here.pop(result.call_id)
+        self._results[result.id] = call.item.id
+        yield {"type": f"response.mcp_call.{'failed' if result.failed else 'completed'}", **call.place}
+        shown = item_json(call.item, result=result)
+        yield {"type": "conversation.item.done", "item": shown, "previous_item_id": call.previous}
 
     def _item_done(self, notice: ev.ReplyItemDone) -> Iterator[Json]:
         response = self._responses[notice.reply_id]

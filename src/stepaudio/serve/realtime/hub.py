@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from prometheus_client import Counter, Gauge
 
@@ -17,6 +19,12 @@ from stepaudio.serve.realtime.secrets import ClientSecrets, Secret
 from stepaudio.serve.state import ServerState
 
 
+class Call(Protocol):
+    """A conversation that no request of its own keeps open."""
+
+    def hang_up(self) -> None: ...
+
+
 class Hub:
     """One for each server."""
 
@@ -26,6 +34,9 @@ class Hub:
         self.scheduler = Scheduler()
         self.secrets = ClientSecrets()
         self.sessions = 0
+        self.calls: dict[str, Call] = {}
+        """The calls over WebRTC that stand."""
+        self.work: set[asyncio.Task[None]] = set()
         self._keys = ApiKeys(server.settings.api_keys)
         registry = server.metrics.registry
         Gauge("stepaudio_sessions", "Realtime sessions that are open.", registry=registry).set_function(
@@ -43,6 +54,12 @@ class Hub:
         self._wasted = Counter(
             "stepaudio_speculation_wasted_tokens", "Tokens of those that were discarded.", registry=registry
         )
+
+    async def close(self) -> None:
+        """Hang all calls up."""
+        for call in self.calls.values():
+            call.hang_up()
+        await asyncio.gather(*self.work, return_exceptions=True)
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -66,7 +83,8 @@ class Hub:
     def config(self, model: str | None) -> SessionConfig:
         """A session's fields as they are when the client says nothing; any model's name means the loaded bundle."""
         bundle = self.server.bundle
-        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber)
+        mcp = self.server.settings.session_mcp
+        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber, mcp=mcp)
 
     def count(self, statistics: Statistics) -> None:
         """A session has ended: add what its speculations did to the server's metrics."""

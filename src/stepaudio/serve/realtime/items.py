@@ -12,9 +12,11 @@ from stepaudio.serve.realtime import schema
 from stepaudio.speech.roles import ToolCall
 
 
-def item_json(item: context.Item, *, spoken: bool | None = None) -> dict[str, Any]:
+def item_json(
+    item: context.Item, *, spoken: bool | None = None, result: context.OutputItem | None = None
+) -> dict[str, Any]:
     """An item as the protocol shows it. `spoken` says whether an assistant's message is audio; by default it is when
-    it has some."""
+    it has some. A call that is run here shows its `result` too."""
     shown: dict[str, Any] = {"id": item.id, "object": "realtime.item", "status": item.status}
     match item:
         case context.MessageItem(role="assistant"):
@@ -29,9 +31,20 @@ def item_json(item: context.Item, *, spoken: bool | None = None) -> dict[str, An
             return {**shown, "type": "message", "role": item.role, "content": [content]}
         case context.CallItem(call=call):
             arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+            if item.server is not None:
+                shown = {"id": item.id, "type": "mcp_call", "server_label": item.server, "name": call.name}
+                return {**shown, "arguments": arguments, **_result_json(result)}
             return {**shown, "type": "function_call", "call_id": call.id, "name": call.name, "arguments": arguments}
         case context.OutputItem():
             return {**shown, "type": "function_call_output", "call_id": item.call_id, "output": item.output}
+
+
+def _result_json(result: context.OutputItem | None) -> dict[str, Any]:
+    if result is None:
+        return {"output": None, "error": None}
+    if result.failed:
+        return {"output": None, "error": {"type": "tool_execution_error", "message": result.output}}
+    return {"output": result.output, "error": None}
 
 
 def part(text: str, audio: bool) -> dict[str, Any]:

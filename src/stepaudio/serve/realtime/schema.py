@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepaudio.agent.errors import RequestError
 
@@ -101,6 +101,32 @@ class FunctionTool(Strict):
     strict: bool | None = None
 
 
+class McpFilter(Strict):
+    tool_names: list[str] | None = None
+    read_only: bool | None = None
+
+
+class McpTools(Strict):
+    """The tools of an MCP server that this server connects to for the session."""
+
+    type: Literal["mcp"]
+    server_label: str = Field(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")
+    server_url: str = Field(pattern=r"^https?://")
+    server_description: str | None = None
+    headers: dict[str, str] | None = None
+    authorization: str | None = None
+    allowed_tools: list[str] | McpFilter | None = None
+    require_approval: Literal["never"]
+
+
+def _kind(tool: Any) -> Any:
+    """A tool without a type is a function."""
+    return tool.get("type", "function") if isinstance(tool, dict) else getattr(tool, "type", "function")
+
+
+AnyTool = Annotated[Annotated[FunctionTool, Tag("function")] | Annotated[McpTools, Tag("mcp")], Discriminator(_kind)]
+
+
 class ChosenFunction(Strict):
     type: Literal["function"]
     name: str
@@ -129,7 +155,7 @@ class SessionPatch(Strict):
     instructions: str | None = None
     output_modalities: Modalities | None = None
     audio: Audio | None = None
-    tools: list[FunctionTool] | None = Field(default=None, max_length=128)
+    tools: list[AnyTool] | None = Field(default=None, max_length=128)
     tool_choice: ToolChoice | None = None
     max_output_tokens: MaxTokens | None = None
     parallel_tool_calls: bool | None = None
@@ -309,7 +335,8 @@ _CODES = {
     "union_tag_not_found": "missing_required_parameter",
 }
 _TAGS = frozenset(
-    {"server_vad", "semantic_vad", "message", "function_call", "function_call_output", "item_reference", "int", "str"}
+    {"server_vad", "semantic_vad", "message", "function", "function_call", "function_call_output", "mcp"}
+    | {"item_reference", "int", "str"}
 )
 """What pydantic puts into a path although it is no field: the alternative that it tried."""
 _FIELD = re.compile(r"[a-z]\w*|\d+")

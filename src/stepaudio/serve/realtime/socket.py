@@ -5,45 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from stepaudio.agent.errors import RequestError
 from stepaudio.errors import StepAudioError
 from stepaudio.serve.errors import error_response
 from stepaudio.serve.realtime import beta
+from stepaudio.serve.realtime.admission import ExpiredError, admit, protocols
 from stepaudio.serve.realtime.config import SessionConfig
 from stepaudio.serve.realtime.connection import Connection
 from stepaudio.serve.realtime.encode import AUDIO_DELTA, Json
 from stepaudio.serve.realtime.hub import Hub
 from stepaudio.serve.realtime.outbox import Outbox
+from stepaudio.serve.realtime.pace import Pace
 
 router = APIRouter()
 log = logging.getLogger("stepaudio.serve")
 
-_KEY_PROTOCOL = "openai-insecure-api-key."
 _BETA_PROTOCOL = "openai-beta.realtime-v1"
 _NORMAL, _TRY_AGAIN_LATER = 1000, 1013
 _LAST_SECONDS = 0.5
 """What a last word and the close may take."""
-
-
-class ForeignPageError(StepAudioError):
-    """A web page of another site wants in without a key."""
-
-    status = 403
-    code = "origin_not_allowed"
-
-
-class ExpiredError(StepAudioError):
-    """The session has lasted as long as a session may."""
-
-    status = 400
-    code = "session_expired"
 
 
 @router.websocket("/v1/realtime")
@@ -51,17 +35,9 @@ async def realtime(websocket: WebSocket) -> None:
     """Hold a conversation. What is refused is refused before the connection stands, with an HTTP status."""
     hub: Hub = websocket.app.state.realtime
     try:
-        key = _key(websocket)
-        secret = hub.admit(key)
-        if key is None:
-            _check_origin(websocket)
-        config = secret.config if secret else hub.config(websocket.query_params.get("model"))
-        if websocket.query_params.get("intent") == "transcription":
-            config = config.updated({"type": "transcription"})
-        if websocket.query_params.get("extensions") == "1":
-            config = config.updated({"stepaudio": {"events": True}})
+        config = admit(websocket, hub)
         with hub.place():
-            await websocket.accept(subprotocol="realtime" if "realtime" in _protocols(websocket) else None)
+            await websocket.accept(subprotocol="realtime" if "realtime" in protocols(websocket) else None)
             await _Socket(websocket, hub, config).run()
     except StepAudioError as error:
         await websocket.send_denial_response(error_response(error))
@@ -137,17 +113,11 @@ class _Socket:
 
     async def _read(self) -> None:
         """Ends when the client leaves."""
-        pace = _Pace()
+        pace = Pace()
         with suppress(WebSocketDisconnect):
             while True:
                 text = await self._receive()
-                try:
-                    message = json.loads(text)
-                except ValueError as error:
-                    refusal = RequestError(f"The message is not valid JSON: {error}.", code="invalid_event")
-                    self._connection.refuse(refusal)
-                else:
-                    await self._connection.receive(beta.incoming(message) if self._beta else message)
+                await self._connection.receive_text(text, beta.incoming if self._beta else None)
                 await pace.keep(len(text))
 
     async def _receive(self) -> str:
@@ -158,48 +128,5 @@ class _Socket:
         return message.get("text") or (message.get("bytes") or b"").decode(errors="replace")
 
 
-class _Pace:
-    """Lets a client send `burst` characters at once and `rate` a second: a minute of PCM, then four times real time.
-    Whoever sends more is read more slowly."""
-
-    burst = 4 << 20
-    rate = 256 << 10
-    longest_wait = 5.0
-
-    def __init__(self) -> None:
-        self._debt = 0.0
-        self._last = time.monotonic()
-
-    async def keep(self, chars: int) -> None:
-        now = time.monotonic()
-        self._debt = max(0.0, self._debt - (now - self._last) * self.rate) + chars
-        self._last = now
-        if self._debt > self.burst:
-            await asyncio.sleep(min(self.longest_wait, (self._debt - self.burst) / self.rate))
-
-
-def _protocols(websocket: WebSocket) -> list[str]:
-    return list(websocket.scope.get("subprotocols", []))
-
-
-def _key(websocket: WebSocket) -> str | None:
-    """Browsers cannot send headers: they put the key into a subprotocol."""
-    for protocol in _protocols(websocket):
-        if protocol.startswith(_KEY_PROTOCOL):
-            return protocol.removeprefix(_KEY_PROTOCOL)
-    scheme, _, key = websocket.headers.get("authorization", "").partition(" ")
-    return key.strip() if scheme.lower() == "bearer" else None
-
-
 def _speaks_beta(websocket: WebSocket) -> bool:
-    return "realtime=v1" in websocket.headers.get("openai-beta", "") or _BETA_PROTOCOL in _protocols(websocket)
-
-
-def _check_origin(websocket: WebSocket) -> None:
-    """Any page that a user visits may open a WebSocket to a server on the user's own machine: without a key only the
-    server's own pages may."""
-    origin = websocket.headers.get("origin")
-    if origin is None:
-        return
-    if urlsplit(origin).hostname != urlsplit(f"//{websocket.headers.get('host', '')}").hostname:
-        raise ForeignPageError(f"Pages of {origin} need an API key, or an ephemeral one, to connect here.")
+    return "realtime=v1" in websocket.headers.get("openai-beta", "") or _BETA_PROTOCOL in protocols(websocket)

@@ -31,7 +31,7 @@ class Hibari:
         except ImportError as error:
             raise MissingError('the voice "heart" needs hibari-tts: pip install "stepaudio[local]"') from error
         model = model or Path(ASSETS) / "hibari.onnx"
-        self._session = open_session(model, durations="/Clip_output_0", threads=threads)
+        self._session = open_session(model, threads=threads, outputs=["/Clip_output_0"])
         self.ids: dict[str, int] = json.loads((Path(ASSETS) / "vocab.json").read_text("utf-8"))
 
     def synthesise(

@@ -10,12 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio.errors import BackendError, MissingError
-from stepaudio.speech.backends.onnx_graph import open_session, run
+from stepaudio.speech.backends.onnx_graph import float_input, integer_input, node, open_session, run
 from stepaudio.speech.backends.phonemes import PAUSE
 from stepaudio.speech.roles import Samples
 
 _STYLE_ROWS, _STYLE_DIM = 510, 256
-_LONGEST_SOUND, _LONGEST_END = 12.0, 8.0  # frames of 25 ms for a phoneme, and for the last mark and the end
+# Frames of 25 ms: the longest phoneme; the shortest silence before the first phoneme and the length of the last mark
+# and of the end; how much of the silence at either end is not rendered.
+_SOUND, _LEAD, _MARK, _END = 12, 16, 8, 1
+_SKIPPED_LEAD, _SKIPPED_END = 10, 7
+
+# The decoder reads the phonemes spread over frames [1, 512, F], and pitch and energy [1, 2F].
+_DURATIONS = "/encoder/Clip_output_0"
+_LIMITED = "/encoder/Clip_limits_0"
+_SPREAD, _PITCH, _ENERGY = "/encoder/MatMul_1_output_0", "/encoder/Reshape_output_0", "/encoder/Reshape_1_output_0"
+_RENDERED = {name: f"{name[:-2]}_r" for name in (_SPREAD, _PITCH, _ENERGY)}
+_PATCH = b"".join(
+    [
+        *(float_input(name) for name in ("longest", "shortest")),
+        *(integer_input(name) for name in ("start", "stop", "start_half", "stop_half")),
+        node("Min", [_DURATIONS, "longest"], "not_longer"),
+        node("Max", ["not_longer", "shortest"], _LIMITED),
+        node("Slice", [_SPREAD, "start", "stop"], _RENDERED[_SPREAD]),
+        node("Slice", [_PITCH, "start_half", "stop_half"], _RENDERED[_PITCH]),
+        node("Slice", [_ENERGY, "start_half", "stop_half"], _RENDERED[_ENERGY]),
+    ]
+)
 
 
 class Kokoro:
@@ -30,10 +50,7 @@ class Kokoro:
 
     def __init__(self, *, model: Path, vocab: Path, voices: Path, threads: int) -> None:
         self._session = open_session(
-            model,
-            durations="/encoder/Clip_output_0",
-            limited=("/encoder/Cast_output_0", "/encoder/Clip_capped_0"),
-            threads=threads,
+            model, threads=threads, outputs=[_LIMITED], patch=_PATCH, renamed={_DURATIONS: _LIMITED, **_RENDERED}
         )
         try:
             content = json.loads(vocab.read_text("utf-8"))
@@ -52,22 +69,33 @@ class Kokoro:
         self, ids: list[int], *, voice: str, speed: float, cancel: Event | None
     ) -> tuple[Samples, NDArray[np.int64]]:
         """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum."""
-        style = self._style(voice)[min(len(ids) - 2, _STYLE_ROWS - 1)]
-        # A last vowel is drawn out over silence and the last mark adds its own; both are cut again later, so they
-        # need not be rendered in full. The silence before the first phoneme cannot be shortened: the first syllable
-        # would be lost.
-        longest = np.array([[np.inf if token in self._pauses else _LONGEST_SOUND for token in ids]], np.float32)
-        longest[0, 0] = np.inf
-        longest[0, -2:] = _LONGEST_END
-        longest /= min(speed, 1.0)
+        # A last vowel is drawn out over silence and the last mark adds its own; both would be cut again later. The
+        # encoder has to see the silence at both ends, or the first syllable is lost; the decoder need not render it.
+        slowness = 1 / speed
+        sound = round(_SOUND * max(slowness, 1.0))
+        longest = np.array([[np.inf if token in self._pauses else sound for token in ids]], np.float32)
+        shortest = np.zeros_like(longest)
+        longest[0, 0], shortest[0, 0] = np.inf, round(_LEAD * slowness)
+        longest[0, -2:] = shortest[0, -2:] = round(_MARK * slowness), _END
+        lead, end = round(_SKIPPED_LEAD * slowness), round(_SKIPPED_END * slowness)
+        whole = np.iinfo(np.int64).max
         feed = {
             "tokens": np.array([ids], np.int64),
-            "style": style,
+            "style": self._style(voice)[min(len(ids) - 2, _STYLE_ROWS - 1)],
             "speed": np.array([speed], np.float32),
             "longest": longest,
+            "shortest": shortest,
+            "start": np.array([0, 0, lead]),
+            "stop": np.array([whole, whole, -end]),
+            "start_half": np.array([0, 2 * lead]),
+            "stop_half": np.array([whole, -2 * end]),
         }
-        samples, frames = run(self._session, feed, cancel)
-        return samples, frames.reshape(-1).astype(np.int64)
+        samples, limited = run(self._session, feed, cancel)
+        frames = limited.reshape(-1).astype(np.int64)
+        frames[0] -= lead
+        frames[-2] -= end - frames[-1]
+        frames[-1] = 0
+        return samples, frames
 
     def _style(self, voice: str) -> NDArray[np.float32]:
         if voice not in self._loaded:

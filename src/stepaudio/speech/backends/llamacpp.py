@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
+import re
 import secrets
 import threading
 import time
@@ -29,6 +31,8 @@ from stepaudio.speech.threads import pump
 from stepaudio.speech.toolcalls import Attempt, CallError, CallFinder, Toolbox
 
 _POLL_SECONDS = 0.02
+_LIKELIEST = 20  # next tokens to look at
+_ENDING = re.compile(r"\s*[.?!。？！\n]|<\|im_end")
 
 
 class LlamaCppResponder:
@@ -99,13 +103,16 @@ class LlamaCppResponder:
         messages: Sequence[Message],
         tools: Sequence[Tool] = (),
         *,
+        words: str = "",
         cancel: threading.Event | None = None,
-    ) -> None:
-        """Evaluate a history ahead of its next user turn, so that the reply to that turn starts sooner."""
-        prompt = self._prompt(messages, tools, prompts.USER_TURN)
+    ) -> float | None:
+        """Evaluate a history and the first words of its next user turn; see `Responder.warm`."""
+        request = {"prompt": self._prompt(messages, tools, prompts.user_turn(words)), "max_tokens": 1}
+        next_token = _NextToken()
         with self._slot(cancel):
-            for _ in self.complete({"prompt": prompt, "max_tokens": 1}, _Usage(), cancel):
+            for _ in self.complete({**request, "logprobs": _LIKELIEST}, next_token, cancel):
                 pass
+        return next_token.ends if words else None
 
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """Tokens that this history takes as a prompt, system prompt and tools included."""
@@ -203,6 +210,21 @@ class _Usage:
                 self.cached = counts["prompt_tokens_details"]["cached_tokens"]
             self.completion += counts["completion_tokens"]
         return str(choice.get("text") or "")
+
+
+@dataclass
+class _NextToken(_Usage):
+    """What the model takes for the next token."""
+
+    ends: float | None = None
+    """Probability that it ends the sentence."""
+
+    def read(self, chunk: Mapping[str, Any]) -> str:
+        choice = chunk["choices"][0] if chunk.get("choices") else {}
+        for token in (choice.get("logprobs") or {}).get("content", ())[:1]:
+            likeliest = token["top_logprobs"]
+            self.ends = sum(math.exp(each["logprob"]) for each in likeliest if _ENDING.match(each["token"]))
+        return super().read(chunk)
 
 
 class _Reply:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepaudio.errors import BackendError, Cancelled, MissingError
 
 
-def open_session(path: Path, *, durations: str, threads: int, limited: tuple[str, str] | None = None) -> Any:
-    """An onnxruntime session of the model at `path` with its inner tensor `durations` as one more output.
+def open_session(
+    path: Path, *, threads: int, outputs: Sequence[str], patch: bytes = b"", renamed: Mapping[str, str] | None = None
+) -> Any:
+    """An onnxruntime session of the model at `path` with the inner tensors `outputs` as more outputs.
 
     Both voices compute the frames per phoneme and keep them to themselves. Two protobuf messages one after the other
     are read as one merged message (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a graph that
-    holds nothing but the output is put behind the model; no ONNX library is needed to edit it.
+    holds nothing but the outputs is put behind the model; no ONNX library is needed to edit it.
 
-    With `limited`, the output of the node that reads the durations and a name as long as that of the durations, the
-    model gets one more input, `longest` [1, P]: no phoneme P lasts longer, whatever the model thinks.
+    `patch` is more of that graph: the `node`s and `float_input`s or `integer_input`s of this module, joined. With
+    `renamed`, the nodes of the model that read the tensor of the first name read that of the second, as long, instead.
     Raises MissingError when the file or onnxruntime is not there, BackendError when the model does not load.
     """
     try:
@@ -27,15 +30,12 @@ def open_session(path: Path, *, durations: str, threads: int, limited: tuple[str
     if not path.is_file():
         raise MissingError(f"the voice model {path} is not there; `stepaudio doctor` says how to get it")
     model = path.read_bytes()
-    if limited is None:
-        tail = _output(durations)
-    else:
-        reader, capped = limited
-        read = _field(_NODE_INPUT, durations.encode()) + _field(_NODE_OUTPUT, reader.encode())
-        if model.count(read) != 1 or len(capped) != len(durations):
+    for old, new in (renamed or {}).items():
+        read = _field(_NODE_INPUT, old.encode())
+        if read not in model or len(new) != len(old):
             raise BackendError(f"the voice model {path} is not the one that is known here")
-        model = model.replace(read, read.replace(durations.encode(), capped.encode()))
-        tail = _minimum(durations, "longest", capped) + _input("longest") + _output(capped)
+        model = model.replace(read, _field(_NODE_INPUT, new.encode()))
+    tail = patch + b"".join(_field(_GRAPH_OUTPUT, _field(_VALUE_NAME, name.encode())) for name in outputs)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -83,24 +83,29 @@ def run(session: Any, feed: dict[str, Any], cancel: threading.Event | None) -> l
 _GRAPH, _GRAPH_NODE, _GRAPH_INPUT, _GRAPH_OUTPUT = 7, 1, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_TYPE = 1, 2, 4
 _VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = 1, 2, 1, 1
-_FLOAT = 1
+_FLOAT, _INT64 = 1, 7
 
 
-def _output(name: str) -> bytes:
-    return _field(_GRAPH_OUTPUT, _field(_VALUE_NAME, name.encode()))
+def node(operator: str, inputs: Sequence[str], output: str) -> bytes:
+    """A node without attributes."""
+    read = b"".join(_field(_NODE_INPUT, name.encode()) for name in inputs)
+    return _field(_GRAPH_NODE, read + _field(_NODE_OUTPUT, output.encode()) + _field(_NODE_TYPE, operator.encode()))
 
 
-def _input(name: str) -> bytes:
+def float_input(name: str) -> bytes:
     """A float input of any shape."""
-    float_tensor = _varint(_ELEMENT_TYPE << 3) + _varint(_FLOAT)
-    kind = _field(_VALUE_TYPE, _field(_TENSOR_TYPE, float_tensor))
+    return _input(name, _FLOAT)
+
+
+def integer_input(name: str) -> bytes:
+    """An int64 input of any shape."""
+    return _input(name, _INT64)
+
+
+def _input(name: str, element: int) -> bytes:
+    tensor = _varint(_ELEMENT_TYPE << 3) + _varint(element)
+    kind = _field(_VALUE_TYPE, _field(_TENSOR_TYPE, tensor))
     return _field(_GRAPH_INPUT, _field(_VALUE_NAME, name.encode()) + kind)
-
-
-def _minimum(first: str, second: str, name: str) -> bytes:
-    """A node that computes the smaller of two tensors, element by element."""
-    inputs = _field(_NODE_INPUT, first.encode()) + _field(_NODE_INPUT, second.encode())
-    return _field(_GRAPH_NODE, inputs + _field(_NODE_OUTPUT, name.encode()) + _field(_NODE_TYPE, b"Min"))
 
 
 def _field(number: int, payload: bytes) -> bytes:

@@ -90,6 +90,17 @@ class OpenAIResponder:
         with contextlib.closing(chunks):
             yield from _events(chunks, toolbox, self.endpoint)
 
+    def warm(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        words: str = "",
+        cancel: threading.Event | None = None,
+    ) -> float | None:
+        """Nothing: what an endpoint keeps of a prompt is its own affair."""
+        return None
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         """An estimate on the high side (the endpoint keeps its tokenizer to itself): 3 bytes of UTF-8 per token."""
         body = _body("", messages, tools, "auto", Sampling())

@@ -18,7 +18,6 @@ from stepaudio.errors import AudioError, BackendError, MissingError
 from stepaudio.speech.roles import Samples
 
 _SECONDS = 8
-_UNDECIDED = 0.5
 
 
 class SmartTurnScorer:
@@ -43,11 +42,11 @@ class SmartTurnScorer:
         except Exception as error:
             raise BackendError(f"the turn scorer {path} does not load: {error}") from error
 
-    def score(self, samples: Samples, text: str | None, language: str | None) -> float:
-        """Probability that the turn ending in `samples` [T] at 16 kHz is over; 0.5 in other languages, and while the
+    def score(self, samples: Samples, text: str | None, language: str | None) -> float | None:
+        """Probability that the turn ending in `samples` [T] at 16 kHz is over; None in other languages, and while the
         language is unknown. The text is not looked at. Raises AudioError for unusable samples."""
         if language not in self._languages:
-            return _UNDECIDED
+            return None
         (probability,) = self._session.run(None, {"input_features": features(samples)[None]})
         return float(probability.item())
 

@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance
 from stepaudio.data.text import spoken
+from stepaudio.eval.metrics.errors import count_errors
+from stepaudio.eval.metrics.intervals import Estimate, ratio
 from stepaudio.tokenizer.dual import DualTokenizer, find
 from stepaudio.tokenizer.fbank import RATE
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.codes import perplexity, usage
 from stepaudio.train.reader import FILE, Reading, load_reader
-
-ROUNDS = 2000
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,6 @@ class Heard:
     utterance: Utterance
     codes: DualCodes
     read: dict[str, tuple[list[str], list[str]]]
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Errors over reference units, with a 95 % bootstrap interval over recordings."""
-
-    value: float
-    low: float
-    high: float
-    units: int
-    recordings: int
 
 
 def hear(folder: str | Path, utterances: Sequence[Utterance]) -> Iterator[Heard]:
@@ -93,7 +82,7 @@ def report(heard: Sequence[Heard]) -> dict[str, Any]:
         np.bincount(np.concatenate([getattr(one.codes, name) for one in heard]), minlength=size)
         for name, size in (("linguistic", 1024), ("semantic", 4096))
     )
-    errors: dict[str, dict[str, dict[str, Rate]]] = {}
+    errors: dict[str, dict[str, dict[str, Estimate]]] = {}
     for one in heard:
         for measure in one.read:
             errors.setdefault(one.utterance.language or "en", {}).setdefault(measure, {})
@@ -116,13 +105,7 @@ def _use(counts: NDArray[np.int64]) -> dict[str, float]:
     return {"codes": len(counts), "tokens": int(counts.sum()), "usage": usage(counts), "perplexity": perplexity(counts)}
 
 
-def error_rate(pairs: Sequence[tuple[list[str], list[str]]], seed: int = 0) -> Rate:
-    """Edits over units of the references, in all, from (reference, hypothesis) of each recording; recordings are
-    resampled for the interval (Bisani and Ney 2004)."""
-    from rapidfuzz.distance import Levenshtein
-
-    edits = np.array([Levenshtein.distance(reference, hypothesis) for reference, hypothesis in pairs])
-    units = np.array([len(reference) for reference, _ in pairs])
-    drawn = np.random.default_rng(seed).integers(len(pairs), size=(ROUNDS, len(pairs)))
-    low, high = np.percentile(edits[drawn].sum(axis=1) / np.maximum(units[drawn].sum(axis=1), 1), [2.5, 97.5])
-    return Rate(float(edits.sum() / max(units.sum(), 1)), float(low), float(high), int(units.sum()), len(pairs))
+def error_rate(pairs: Sequence[tuple[list[str], list[str]]]) -> Estimate:
+    """Edits over units of the references, in all, from (reference, hypothesis) of each recording."""
+    errors = [count_errors(reference, hypothesis) for reference, hypothesis in pairs]
+    return ratio([one.total for one in errors], [one.length for one in errors])

@@ -14,7 +14,7 @@ from stepaudio.audio import io
 from stepaudio.cli import app
 from stepaudio.data.manifest import read_manifest
 from stepaudio.errors import InputError, MissingError
-from stepaudio.eval.codec import Rate, error_rate, hear, report
+from stepaudio.eval.codes import error_rate, hear, report
 from stepaudio.tokenizer import checkpoint
 from stepaudio.tokenizer.dual import PACKAGED, DualTokenizer
 from stepaudio.train.reader import FILE, load_reader
@@ -88,7 +88,7 @@ def test_figures(folder, trained):
     assert set(figures["errors"]["en"]) == {"words", "pieces", "phonemes"}
     words = figures["errors"]["en"]["words"]
     assert set(words) == {"all", "tones", "other"}
-    assert (words["all"].units, words["tones"].units) == (5, 4)
+    assert (words["all"].n, words["tones"].n) == (4, 3)
     assert [one.read["words"][0] for one in heard] == [["ab"], ["ba", "ab"], ["cab"], ["bc"]]
     # The same codes are read the same.
     again = list(hear(trained, utterances))
@@ -104,11 +104,11 @@ def test_other_languages_are_counted_and_not_read(folder, trained):
 
 
 def test_the_command(folder, trained):
-    result = CliRunner().invoke(app, ["eval", "codec", str(folder), "--tokenizer", str(trained), "--json"])
+    result = CliRunner().invoke(app, ["eval", "codes", str(folder), "--tokenizer", str(trained), "--json"])
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
-    assert figures["errors"]["en"]["words"]["all"]["recordings"] == 4
-    shown = CliRunner().invoke(app, ["eval", "codec", str(folder), "--tokenizer", str(trained), "--limit", "2"])
+    assert figures["errors"]["en"]["words"]["all"]["n"] == 4
+    shown = CliRunner().invoke(app, ["eval", "codes", str(folder), "--tokenizer", str(trained), "--limit", "2"])
     assert "2 recordings" in shown.stdout
     assert "en words" in shown.stdout
 
@@ -121,14 +121,12 @@ def test_a_reader_that_is_missing_or_damaged(trained, tmp_path):
         load_reader(tmp_path / FILE)
 
 
-def test_error_rates_in_closed_form():
-    right, half = (["a", "b"], ["a", "b"]), (["a", "b"], ["a", "x"])
-    assert error_rate([right] * 50) == Rate(0.0, 0.0, 0.0, 100, 50)
+def test_error_rates_are_of_all_units_together():
+    right, half = (["a", "b"], ["a", "b"]), (["a", "b", "c", "d"], ["a", "b", "x"])
+    assert error_rate([right] * 50).value == 0
     mixed = error_rate([right, half] * 50)
-    assert mixed.value == 0.25
-    # The share of wrong recordings has a standard error of 5 %, and each counts for half of its units.
-    assert mixed.low == pytest.approx(0.25 - 1.96 * 0.025, abs=0.01)
-    assert mixed.high == pytest.approx(0.25 + 1.96 * 0.025, abs=0.01)
+    assert mixed.value == pytest.approx(2 / 6)
+    assert mixed.low < 2 / 6 < mixed.high
     assert error_rate([(["a"], ["a", "b", "c"])]).value == 2.0
 
 

@@ -1,0 +1,1 @@
+"""Listening tests with people: a blind page, ratings in SQLite, and what they say."""

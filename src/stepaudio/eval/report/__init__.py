@@ -1,0 +1,1 @@
+"""What a run looks like: one self-contained page, a comparison of two runs, a leaderboard."""

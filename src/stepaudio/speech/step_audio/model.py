@@ -1,0 +1,111 @@
+"""One checkpoint: the tokenizer that turns sound into its ids, its language model, its prompts."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from stepaudio.errors import AudioError
+from stepaudio.lm.engine import Engine
+from stepaudio.lm.prompts import Prompts, Wording
+from stepaudio.lm.text import TextTokenizer
+from stepaudio.speech.roles import Samples
+from stepaudio.tokenizer.dual import DualTokenizer
+
+Quantization = Literal["int8", "int4"]
+
+RATE = 16_000
+"""What the tokenizer listens at."""
+_MARGINS = (0.05, 0.22)
+"""Seconds left before and after the voice when a clip's silence is cut."""
+_GRID = 240
+"""The voice itself is made a multiple of this many samples long (15 ms), as the models are used to."""
+
+
+class StepAudioModel:
+    """A language model folder in the released layout and the tokenizer it was trained with.
+
+    `open` gives every role of a process the same one; it is freed when the last has closed it.
+    """
+
+    def __init__(
+        self, folder: Path, tokenizer: Path, wording: Path | None, *, device: str, quantize: Quantization | None
+    ) -> None:
+        from stepaudio.lm import checkpoint
+
+        self.text = TextTokenizer(folder / "tokenizer.model")
+        self.prompts = Prompts(self.text, Wording.read(wording) if wording else None)
+        self.audio = DualTokenizer.load(tokenizer, device=device)
+        self.engine = Engine(checkpoint.load(folder, device=device, quantize=quantize))
+        self._key: _Key | None = None
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path | str,
+        tokenizer: Path | str,
+        wording: Path | str | None = None,
+        *,
+        device: str = "cpu",
+        quantize: Quantization | None = None,
+    ) -> StepAudioModel:
+        """The model of these arguments, loaded if nobody has it. Raises MissingError and InputError."""
+        folder, tokenizer, wording = Path(folder), Path(tokenizer), Path(wording) if wording else None
+        key = (folder, tokenizer, wording, device, quantize)
+        with _lock:
+            if key not in _open:
+                model = cls(folder, tokenizer, wording, device=device, quantize=quantize)
+                model._key = key
+                _open[key] = (model, 0)
+            model, users = _open[key]
+            _open[key] = (model, users + 1)
+        return model
+
+    def close(self) -> None:
+        """Give it back; the last one to do so ends it."""
+        with _lock:
+            if self._key in _open and _open[self._key][1] > 1:
+                _open[self._key] = (self, _open[self._key][1] - 1)
+                return
+            _open.pop(self._key, None)  # type: ignore[arg-type]
+        self.engine.close()
+        self.audio.close()
+
+    def hear(self, samples: Samples) -> list[int]:
+        """Samples [T] at 16 kHz to ids, whole groups of five. Raises AudioError for less than one group."""
+        tokens = self.audio.encode(samples).tokens(tail="drop")
+        if not len(tokens):
+            raise AudioError(f"{len(samples) / RATE:.2f} s of audio are too short; at least 0.2 s are needed")
+        return [int(token) + self.text.vocabulary.text for token in tokens]
+
+    def audio_tokens(self, ids: list[int]) -> list[int]:
+        """Ids of audio to tokens 0..5119, as the decoder takes them."""
+        return [id - self.text.vocabulary.text for id in ids]
+
+
+_Key = tuple[Path, Path, Path | None, str, Quantization | None]
+_lock = threading.Lock()
+_open: dict[_Key, tuple[StepAudioModel, int]] = {}
+
+
+def trim_silence(samples: Samples) -> Samples:
+    """The voice of a clip [T] at 16 kHz with fixed margins of 0.05 s before and 0.22 s after it.
+
+    The voice is what lies between the first and the last window whose power is less than 20 dB below the loudest.
+    """
+    # Windows are centred on every 128th sample, as librosa's are.
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(samples.astype(np.float64), 256), 512)[::128]
+    power = (windows**2).mean(axis=1)
+    if not power.max() > 0:
+        raise AudioError("the clip is silent")
+    voiced = np.flatnonzero(power > power.max() * 10**-2)
+    start, stop = int(voiced[0]) * 128, min(len(samples), (int(voiced[-1]) + 1) * 128)
+    before, after = (int(margin * RATE) for margin in _MARGINS)
+    length = -(-(stop - start) // _GRID) * _GRID + before + after
+    start -= before
+    left = np.zeros(max(0, -start), np.float32)
+    cut = np.concatenate([left, samples[max(0, start) :]])[:length]
+    return np.pad(cut, (0, length - len(cut)))
