@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from stepaudio import __version__
-from stepaudio.cli import bench, bundles, chat, clone, say, serve, talk, tokenize, transcribe
+from stepaudio.cli import bench, bundles, chat, clone, data, say, serve, talk, tokenize, train, transcribe
 from stepaudio.cli import eval as judging
 from stepaudio.cli.output import print_error
 from stepaudio.errors import StepAudioError
@@ -45,6 +45,8 @@ for verb in (
 ):
     app.command()(verb)
 app.add_typer(bench.app, name="bench")
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
 app.add_typer(judging.app, name="eval")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stepaudio.cli.codes import codes
 from stepaudio.cli.output import JsonOption, console, print_json, progress
 from stepaudio.errors import MissingError
 from stepaudio.eval.tasks import TASKS
@@ -85,6 +86,7 @@ def _command(task: str, about: str) -> Callable[..., None]:
 
 for _name, _about in TASKS.items():
     app.command(_name, rich_help_panel="Tasks")(_command(_name, _about))
+app.command()(codes)
 app.command("all", rich_help_panel="Tasks")(_command("all", "All tasks that the system has the abilities for."))
 
 

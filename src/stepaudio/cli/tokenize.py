@@ -16,9 +16,9 @@ def tokenize(
     files: Annotated[list[Path], typer.Argument(help="Recordings; anything libsndfile or FFmpeg decodes.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="OUT.npz or OUT.jsonl.")],
     tokenizer: Annotated[
-        Path,
-        typer.Option(help="A tokenizer's folder: the released Step-Audio-Tokenizer, or one that was trained here."),
-    ],
+        str,
+        typer.Option(help="nano-tokenizer, or a folder: the released Step-Audio-Tokenizer or one that was trained."),
+    ] = "nano-tokenizer",
     json: JsonOption = False,
 ) -> None:
     """Turn recordings into interleaved linguistic and semantic tokens."""

@@ -1,11 +1,12 @@
 """The dual-codebook tokenizer: speech to linguistic and semantic codes, from files or live.
 
-    tokenizer = DualTokenizer.load("Step-Audio-Tokenizer")
+    tokenizer = DualTokenizer.load("nano-tokenizer")  # ours, in the package; or the path of a folder
     codes = tokenizer.encode(samples)            # the whole of a recording
     stream = tokenizer.stream()                  # live
     codes = stream.push(samples) + stream.flush()
 
-It loads StepFun's released folder and folders of two branches written by `stepaudio.tokenizer.checkpoint`.
+It loads StepFun's released folder and folders of two branches written by `stepaudio.tokenizer.checkpoint`; those in
+`PACKAGED` by their name.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from stepaudio.tokenizer.fbank import Floats
 from stepaudio.tokenizer.gain import RunningGain, normalise_peak
 from stepaudio.tokenizer.semantic import LIVE, LONG, RELEASED, WindowBranch
 from stepaudio.tokenizer.streaming import Batcher, DualCodes, DualStream, check_samples
+from stepaudio.tokenizer.trim import trim_silence
+
+PACKAGED = Path(__file__).parent / "weights"
+"""Tokenizers that come with the package."""
 
 Mode = Literal["offline", "live", "released"]
 
@@ -50,8 +55,10 @@ class DualTokenizer:
         device: str = "cpu",
         dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> Self:
-        """Load a released or an own tokenizer folder. bfloat16 is several times faster on recent CPUs; a few
-        codes in a hundred may then differ (docs/tokenizer.md has the figures).
+        """Load a released or an own tokenizer folder, or a packaged tokenizer by its name.
+
+        bfloat16 is several times faster on recent CPUs; a few codes in a hundred may then differ
+        (docs/tokenizer.md has the figures).
 
         Raises MissingError when files are missing and InputError when they do not fit together.
         """
@@ -59,7 +66,7 @@ class DualTokenizer:
 
         from stepaudio.tokenizer import checkpoint
 
-        root = Path(folder)
+        root = find(folder)
         precision = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
         own = (checkpoint.LINGUISTIC, checkpoint.SEMANTIC)
         if (root / checkpoint.LINGUISTIC).is_file():
@@ -72,14 +79,16 @@ class DualTokenizer:
         names = f"{checkpoint.LINGUISTIC} nor {linguistic.CENTROIDS}"
         raise MissingError(f"{root} is no tokenizer folder: it has neither {names}")
 
-    def encode(self, samples: Floats, *, mode: Mode = "offline") -> DualCodes:
+    def encode(self, samples: Floats, *, mode: Mode = "offline", trim: bool = False) -> DualCodes:
         """Codes of samples [T] at 16 kHz, the two branches in parallel.
 
         offline: normalised by the peak of the whole, long audio without seams. live: what `stream` gives for
         the same samples. released: the same cuts and lost tail as the released tokenizer (its dither
-        excepted).
+        excepted). `trim` cuts the silence around a voice prompt, as the released tokenizer does for prompts.
         """
         check_samples(samples)
+        if trim and len(samples):
+            samples = trim_silence(samples)
         if mode == "live":
             normalised = RunningGain().push(samples)
         elif mode in ("offline", "released"):
@@ -117,3 +126,9 @@ class DualTokenizer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a tokenizer: a path, or the name of one that comes with the package."""
+    packaged = PACKAGED / str(name)
+    return packaged if packaged.is_dir() and not Path(name).is_dir() else Path(name)

@@ -119,7 +119,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def encode(self, x_ND: Tensor) -> Tensor:
         """Vectors [..., D] to codes [...]."""
-        return self._index(self._round(x_ND))
+        return self._index(self._round(x_ND)[0])
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [...] to vectors [..., D]."""
@@ -129,19 +129,22 @@ class FiniteScalarQuantizer(nn.Module):
         return y
 
     def forward(self, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Vectors [N, D] to quantised vectors [N, D], codes [N] and a loss of zero: nothing pulls here."""
-        rounded = self._round(x_ND)
-        return self.project_out(self._unit(rounded)), self._index(rounded.detach()), x_ND.new_zeros(())
+        """Vectors [N, D] to quantised vectors [N, D], codes [N] and how unevenly these are used (`_unevenness`) []."""
+        rounded, squashed = self._round(x_ND)
+        return self.project_out(self._unit(rounded)), self._index(rounded.detach()), _unevenness(squashed)
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The dimensions of vectors [..., D], rounded with the gradient going straight through, and before it as
+        parts of their range in (-1, 1)."""
         with torch.autocast(x.device.type, enabled=False):
             z = F.linear(x.float(), self.project_in.weight.float(), self.project_in.bias.float())
         levels = z.new_tensor(self.levels)
         reach = (levels - 1) * (1 + 1e-3) / 2
         # An even number of levels is not symmetric about zero: shift by half a step.
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
-        return bounded + (bounded.round() - bounded).detach()
+        squashed = torch.tanh(z + torch.atanh(offset / reach))
+        bounded = squashed * reach - offset
+        return bounded + (bounded.round() - bounded).detach(), squashed
 
     def _unit(self, rounded: Tensor) -> Tensor:
         """Rounded dimensions to about [-1, 1]."""
@@ -153,3 +156,13 @@ class FiniteScalarQuantizer(nn.Module):
 
 
 Quantizer = Codebook | FiniteScalarQuantizer
+
+
+def _unevenness(u_NL: Tensor) -> Tensor:
+    """How far dimensions in [-1, 1] are from independent uniform ones: squared distance of each to evenly spread
+    values (2-Wasserstein, by sorting) and squared correlations. A recogniser alone would be content with few codes."""
+    even_N = torch.linspace(-1, 1, len(u_NL), device=u_NL.device)
+    spread = (u_NL.sort(dim=0).values - even_N[:, None]).square().mean()
+    centred = u_NL - u_NL.mean(dim=0)
+    correlation = centred.T @ centred / max(1, len(u_NL)) * 3  # the variance of a uniform dimension is 1 / 3
+    return spread + (correlation - torch.diag(torch.diag(correlation))).square().mean()

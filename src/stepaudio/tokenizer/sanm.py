@@ -198,9 +198,19 @@ class _Attention(nn.Module):
         own_values = keys_values[..., c.dim :]
         if valid_BCW is not None:
             own_values = own_values * valid_BCW[..., None]
-        memory = self.fsmn_block(own_values.flatten(0, 1).transpose(1, 2)).transpose(1, 2)
-        memory = memory.reshape(own_values.shape) + own_values
+        memory = self._memory(own_values.flatten(0, 1)).view_as(own_values) + own_values
         return self.linear_out(attended) + memory, history[:, -c.look_back :]
+
+    def _memory(self, v_NWD: Tensor) -> Tensor:
+        """`fsmn_block` over the rows of each window. A sum of shifted rows is several times faster than the library's
+        depthwise convolution on windows this short, in both directions."""
+        weight_KD = self.fsmn_block.weight[:, 0].T.to(v_NWD.dtype)
+        rows = v_NWD.shape[1]
+        padded = F.pad(v_NWD, (0, 0, len(weight_KD) // 2, len(weight_KD) // 2))
+        total = padded[:, :rows] * weight_KD[0]
+        for shift, weight_D in enumerate(weight_KD[1:], 1):
+            total = torch.addcmul(total, padded[:, shift : shift + rows], weight_D)
+        return total
 
 
 class _FeedForward(nn.Module):

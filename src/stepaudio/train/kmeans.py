@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
-from stepaudio.tokenizer.fbank import Floats
 from stepaudio.tokenizer.lfr import LfrFrontend
 from stepaudio.tokenizer.quantize import Codebook
 from stepaudio.tokenizer.sanm import SanmEncoder
 from stepaudio.train.codes import perplexity, usage
-from stepaudio.train.speech import Utterance
+from stepaudio.train.speech import samples
 
 Blocks = Callable[[], Iterable[Tensor]]
 """Gives the same vectors [N, D], block by block, each time it is called."""
@@ -128,7 +128,7 @@ def encoder_vectors(frontend: LfrFrontend, encoder: SanmEncoder, utterances: Seq
     """Outputs [T, D] of our own encoder, one block per utterance."""
     encoder.eval()
     for utterance in utterances:
-        features = torch.from_numpy(frontend(utterance.samples()))[None]
+        features = torch.from_numpy(frontend(samples(utterance)))[None]
         yield encoder(features, None, encoder.initial_state())[0][0]
 
 
@@ -141,7 +141,7 @@ def whisper_vectors(model: Any, utterances: Sequence[Utterance], *, every: int =
     from faster_whisper.audio import pad_or_trim
 
     for utterance in utterances:
-        samples: Floats = utterance.samples()[: 30 * 16_000]
-        encoded = np.array(model.encode(pad_or_trim(model.feature_extractor(samples))))[0]
-        frames = len(samples) // 320 // every * every
+        clip = samples(utterance)[: 30 * 16_000]
+        encoded = np.array(model.encode(pad_or_trim(model.feature_extractor(clip))))[0]
+        frames = len(clip) // 320 // every * every
         yield torch.from_numpy(encoded[:frames].reshape(-1, every, encoded.shape[1]).mean(axis=1).astype(np.float32))

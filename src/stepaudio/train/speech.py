@@ -1,54 +1,56 @@
-"""Transcribed speech for training: a manifest, its features, and batches that are the same on every run.
-
-A manifest is JSON lines with at least `audio` (a path, relative to the manifest), `text` and `duration` in
-seconds.
-"""
+"""Transcribed speech as a trainer sees it: features, labels, and batches that are the same on every run."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stepaudio.audio import io
+from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.tokenizer.fbank import RATE, Floats, KaldiFbank
 from stepaudio.tokenizer.gain import normalise_peak
 from stepaudio.tokenizer.lfr import LfrFrontend
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One line of a manifest."""
-
-    audio: Path
-    text: str
-    duration: float
-
-    def samples(self) -> Floats:
-        """The recording at 16 kHz, at the loudness the tokenizer hears."""
-        return normalise_peak(io.read(self.audio, rate=RATE))
+def samples(utterance: Utterance) -> Floats:
+    """The recording at 16 kHz, at the loudness the tokenizer hears."""
+    return normalise_peak(io.read(utterance.audio, rate=RATE))
 
 
-def read_manifest(path: Path) -> list[Utterance]:
-    """All lines of a manifest. Raises InputError with the number of the first bad one."""
-    utterances = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                audio, text, duration = path.parent / entry["audio"], str(entry["text"]), float(entry["duration"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"line {number} of {path} is no manifest entry: {error!r}") from error
-            if not text.strip() or not duration > 0:
-                raise InputError(f"line {number} of {path} has no text or no duration")
-            utterances.append(Utterance(audio, text, duration))
-    if not utterances:
-        raise InputError(f"{path} is empty")
-    return utterances
+def phoneme_labels(
+    utterance: Utterance,
+    ids: dict[str, int],
+    frontend: LfrFrontend,
+    frames: int,
+    per_frame: int,
+    stretch: float,
+    unknown: int,
+) -> NDArray[np.int64]:
+    """The phoneme at `per_frame` evenly spread moments of each frame, [frames, per_frame]; the last one lasts.
+
+    A phoneme without an id is `unknown`. `stretch` is by how much the recording became longer since it was timed.
+    """
+    hop = frontend.fbank.hop / frontend.fbank.rate
+    centre = np.arange(frames) * frontend.skip * hop + frontend.fbank.window / frontend.fbank.rate / 2
+    offset = ((np.arange(per_frame) + 0.5) / per_frame - 0.5) * frontend.skip * hop
+    moments = (centre[:, None] + offset) * 1000 / stretch
+    index = np.searchsorted(np.array(utterance.ends), moments, side="right").clip(max=len(utterance.ends) - 1)
+    labels: NDArray[np.int64] = np.array([ids.get(symbol, unknown) for symbol in utterance.phonemes])[index]
+    return labels
+
+
+def phoneme_shares(utterances: Sequence[Utterance], ids: dict[str, int]) -> NDArray[np.float32]:
+    """The share of all time that each phoneme takes [P], none of them 0."""
+    total = np.ones(len(ids))
+    for utterance in utterances:
+        for symbol, begin, end in zip(utterance.phonemes, (0, *utterance.ends), utterance.ends, strict=False):
+            if symbol in ids:
+                total[ids[symbol]] += end - begin
+    shares: NDArray[np.float32] = (total / max(1.0, total.sum())).astype(np.float32)
+    return shares
 
 
 def fit_frontend(utterances: Sequence[Utterance], *, stack: int, skip: int, most: int = 500) -> LfrFrontend:
@@ -58,7 +60,7 @@ def fit_frontend(utterances: Sequence[Utterance], *, stack: int, skip: int, most
     step = -(-len(utterances) // most)
     count, total, squares = 0, np.zeros(fbank.n_mels), np.zeros(fbank.n_mels)
     for utterance in utterances[::step]:
-        frames = fbank(utterance.samples()).astype(np.float64)
+        frames = fbank(samples(utterance)).astype(np.float64)
         count += len(frames)
         total += frames.sum(axis=0)
         squares += (frames**2).sum(axis=0)

@@ -35,12 +35,23 @@ class Hibari:
         self.ids: dict[str, int] = json.loads((Path(ASSETS) / "vocab.json").read_text("utf-8"))
 
     def synthesise(
-        self, ids: list[int], *, voice: str, speed: float, cancel: Event | None
+        self,
+        ids: list[int],
+        *,
+        voice: str,
+        speed: float,
+        cancel: Event | None,
+        pitch: float = 1.0,
+        seed: int = _NOISE_SEED,
     ) -> tuple[Samples, NDArray[np.int64]]:
-        """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum."""
+        """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum.
+
+        `pitch` multiplies the fundamental frequency and leaves the formants where they are.
+        """
         from hibari import dsp
 
         feed = {"ids": np.array([ids], np.int64), "speed": np.array([speed], np.float32)}
         *spectrum, frames = run(self._session, feed, cancel)
-        samples = dsp.synth(*(part[0] for part in spectrum), np.random.default_rng(_NOISE_SEED))
+        *envelope, f0 = (part[0] for part in spectrum)
+        samples = dsp.synth(*envelope, f0 * np.float32(pitch), np.random.default_rng(seed))
         return samples, frames.reshape(-1).astype(np.int64)

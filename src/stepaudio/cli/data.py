@@ -1,0 +1,59 @@
+"""`stepaudio data`: the speech that models are trained on."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepaudio.cli.output import JsonOption, console, print_json, progress
+
+app = typer.Typer(no_args_is_help=True, help="Make the speech that models are trained on.")
+
+
+@app.callback()
+def _options() -> None:
+    """Make the speech that models are trained on."""
+
+
+@app.command()
+def synthesize(
+    out: Annotated[Path, typer.Argument(help="Folder of the recordings and manifest.jsonl; what is there is kept.")],
+    size: Annotated[int, typer.Option(help="English sentences by hibari's voice in 24 shapes.", min=0)] = 12_000,
+    kokoro: Annotated[
+        int, typer.Option(help="English sentences by Kokoro's voices; half as many Chinese ones.", min=0)
+    ] = 120,
+    processes: Annotated[int, typer.Option(help="Workers, a core each.", min=1)] = os.cpu_count() or 1,
+    seed: Annotated[int, typer.Option(help="Draws the sentences that are made from templates.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Let the packaged voices say WordNet's sentences and our own; stop it at any time, it goes on from there."""
+    from stepaudio.data import plan, text
+    from stepaudio.data.manifest import write_lines
+    from stepaudio.data.synthesis import synthesize as speak
+    from stepaudio.speech.teachers import HibariTeacher, KokoroTeacher, pronounce
+    from stepaudio.speech.weights import Store, catalogue
+
+    store = Store()
+    needed = ("wordnet", *(("kokoro-82m", "kokoro-voices") if kokoro else ()))
+    wordnet, *speaker = (store.verified(catalogue()[name]) for name in needed)
+    voices = [path.stem for path in sorted(speaker[1].glob("*.bin"))] if kokoro else []
+    english, chinese = text.english(wordnet, seed), text.chinese(2 * kokoro, seed) if kokoro else []
+    said = plan.nano(english, chinese, voices, size, kokoro)
+    out.mkdir(parents=True, exist_ok=True)
+    teachers = {"hibari": HibariTeacher} | ({"kokoro": partial(KokoroTeacher, *speaker)} if kokoro else {})
+    known = [sentence.text for sentence in english if plan.split_of(sentence.text) == "train"]
+    write_lines(out / "sentences.tsv", ["\t".join(pronounced) for pronounced in pronounce(known)])
+    seconds = 0.0
+    with progress(quiet=json) as bars:
+        task = bars.add_task("speaking", total=len(said))
+        for lines, audio in speak(said, out, teachers, processes=processes):
+            seconds += audio
+            bars.update(task, advance=lines, description=f"{seconds / 3600:.1f} h")
+    if json:
+        print_json({"manifest": str(out / "manifest.jsonl"), "lines": len(said), "hours": seconds / 3600})
+    else:
+        console().print(f"{out / 'manifest.jsonl'}: {len(said)} lines, {seconds / 3600:.1f} h")

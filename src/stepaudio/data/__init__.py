@@ -1,0 +1,1 @@
+"""Speech to learn from: manifests, text to speak, synthesis by teachers, augmentation."""
