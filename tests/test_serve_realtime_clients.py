@@ -26,8 +26,9 @@ STEP = 0.05
 PATIENCE = 30
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[Live]:
+    """One per test: what a session of the last test still hears would be counted as a turn of this one."""
     with live(TalkBundle()) as running:
         yield running
 
