@@ -183,11 +183,6 @@ class Recognizer(nn.Module):
             scores, after_BU.flatten(), ignore_index=IGNORE, label_smoothing=self.config.label_smoothing
         )
 
-    @torch.no_grad()
-    def transcribe(self, x_BTI: Tensor, lengths_B: Tensor, pieces: list[str]) -> list[str]:
-        """Greedy CTC text of each utterance: what the codes alone still say."""
-        return self.reader.read(self.encode(x_BTI, lengths_B)[0], lengths_B, pieces)
-
     def bottleneck(self) -> tuple[SanmEncoder, Quantizer | None]:
         """The part that makes the tokenizer, as modules of their own for inference, without dropout."""
         encoder = SanmEncoder(replace(self.encoder.config, dropout=0.0))

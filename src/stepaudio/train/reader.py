@@ -67,16 +67,6 @@ class Reader(nn.Module):
         scores: Tensor = self.ctc(x_BTD).float()
         return scores.log_softmax(dim=-1)
 
-    @torch.no_grad()
-    def read(self, x_BTD: Tensor, lengths_B: Tensor, pieces: list[str]) -> list[str]:
-        """Greedy CTC text of each utterance."""
-        best_BT = self.scores(self(x_BTD, lengths_B)).argmax(dim=-1)
-        texts = []
-        for best, length in zip(best_BT, lengths_B.tolist(), strict=True):
-            labels = torch.unique_consecutive(best[:length])
-            texts.append(join(pieces, labels[labels != BLANK].tolist()))
-        return texts
-
 
 class _Block(nn.Module):
     """Self-attention, depthwise convolution and feed-forward, each pre-normed: a light Conformer (arXiv 2005.08100)."""
@@ -125,8 +115,7 @@ class Literate:
     def read(self, vectors_TD: Tensor) -> Reading:
         """What one utterance's quantised frames say."""
         x_BTD = self.reader(vectors_TD[None], torch.tensor([len(vectors_TD)]))
-        best = torch.unique_consecutive(self.reader.ctc(x_BTD)[0].argmax(dim=-1))
-        text = join(self.pieces, best[best != BLANK].tolist())
+        text = greedy(self.reader.scores(x_BTD)[0], self.pieces)
         if self.reader.phonemes is None:
             return Reading(text, None, None)
         scores = self.reader.phonemes(x_BTD).float().view(-1, len(self.phonemes)).log_softmax(dim=-1)
@@ -135,6 +124,12 @@ class Literate:
         # What the sound says for a phoneme is more than how likely it is: a rare one is likely by its sound alone.
         evidence = scores.numpy() - _SHARE_WEIGHT * np.log(self.shares)
         return Reading(text, phonemes, self.lexicon.decode(evidence, self.phonemes))
+
+
+def greedy(scores_TV: Tensor, pieces: list[str]) -> str:
+    """CTC's text of one utterance, the best piece of each frame."""
+    best = torch.unique_consecutive(scores_TV.argmax(dim=-1))
+    return join(pieces, best[best != BLANK].tolist())
 
 
 @dataclass(frozen=True)
