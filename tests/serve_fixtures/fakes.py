@@ -51,7 +51,7 @@ class Work:
             self.started += 1
         try:
             yield
-        except Cancelled:
+        except (Cancelled, GeneratorExit):  # between two steps a stream is closed, within one it is cancelled
             self.cancelled += 1
             raise
         finally:
