@@ -211,14 +211,30 @@ def test_any_text_has_a_score(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Mm-hm.", "mhm", "Right.", "Yeah, yeah.", "uh-huh", "Mm-hmm.", "Mhmm", "Uh-huh.", "I see.", "Got it!", "嗯", "对对", "好的。", "嗯，是的"],
+    [
+        "Mm-hm.",
+        "mhm",
+        "Right.",
+        "Yeah, yeah.",
+        "uh-huh",
+        "Mm-hmm.",
+        "Mhmm",
+        "Uh-huh.",
+        "I see.",
+        "Got it!",
+        "嗯",
+        "对对",
+        "好的。",
+        "嗯，是的",
+    ],
 )
 def test_backchannels(text: str) -> None:
     assert is_backchannel(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice", "Mom."]
+    "text",
+    ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice", "Mom."],
 )
 def test_what_is_no_backchannel(text: str) -> None:
     assert not is_backchannel(text)

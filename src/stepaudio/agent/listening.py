@@ -18,7 +18,15 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
-from stepaudio.agent.wording import TextTurnScorer, end_of_turn, is_backchannel, may_be_hum, same_request, settled, spoken_part
+from stepaudio.agent.wording import (
+    TextTurnScorer,
+    end_of_turn,
+    is_backchannel,
+    may_be_hum,
+    same_request,
+    settled,
+    spoken_part,
+)
 
 _SHORTEST_COMMIT = 0.1
 _OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
