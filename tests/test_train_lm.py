@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_models import tiny_model, tiny_tokenizer
 
+from lm_models import tiny_model, tiny_tokenizer
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.lm.attention import attend, attend_flex, attend_packed
@@ -227,9 +227,7 @@ def task(**changes):
     rng = np.random.default_rng(0)
     documents = {kind: [document(rng.integers(5, 40, 12), kind) for _ in range(4)] for kind in ("asr", "tts")}
     model = Step1Scorer(tiny_model(vocab_size=64))
-    return LmTask(
-        model, documents, {"tts": 3, "asr": 1}, **{"streams": {"low": range(5, 20)}, "tokens": 30} | changes
-    )
+    return LmTask(model, documents, {"tts": 3, "asr": 1}, **{"streams": {"low": range(5, 20)}, "tokens": 30} | changes)
 
 
 def test_the_loss_is_the_cross_entropy_of_trained_tokens():
