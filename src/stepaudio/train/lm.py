@@ -40,7 +40,7 @@ class Scorer(nn.Module, ABC):
         """The layers that FSDP2 gathers one at a time."""
 
     @abstractmethod
-    def vocabulary_weights(self) -> Sequence[nn.Parameter]:
+    def vocabulary_weights(self) -> Sequence[Tensor]:
         """Embedding and head."""
 
     @abstractmethod
@@ -65,17 +65,14 @@ class Step1Scorer(Scorer):
     def blocks(self) -> Iterable[nn.Module]:
         return self.lm.model.layers
 
-    def vocabulary_weights(self) -> Sequence[nn.Parameter]:
+    def vocabulary_weights(self) -> Sequence[Tensor]:
         return self.lm.model.embed_tokens.weight, self.lm.lm_head.weight
 
     def flops(self, lengths: Sequence[int], trained: int) -> float:
-        body = sum(p.numel() for p in self.blocks_parameters())
+        body = sum(parameter.numel() for parameter in self.lm.model.layers.parameters())
         c = self.lm.config
         attention = 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * sum(n * n for n in lengths)
         return 3.0 * (2 * body * sum(lengths) + attention + 2 * self.lm.lm_head.weight.numel() * trained)
-
-    def blocks_parameters(self) -> Iterable[nn.Parameter]:
-        return self.lm.model.layers.parameters()
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,7 @@ class LmTask(Task[list[Reference], Row]):
     held_out: Sequence[Document] = ()
 
     def __post_init__(self) -> None:
-        self.cursor = Mixture(self.documents, self.shares, tokens=self.tokens, seed=self.seed)
+        self.cursor: Mixture = Mixture(self.documents, self.shares, tokens=self.tokens, seed=self.seed)
         self.kinds = sorted({*self.shares, *(document.kind for document in self.held_out)})
         counts = {kind: [len(own), sum(document.count for document in own)] for kind, own in self.documents.items()}
         sizes = [list(parameter.shape) for parameter in self.model.parameters()]
