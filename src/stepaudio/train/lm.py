@@ -15,17 +15,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from stepaudio.lm import checkpoint
 from stepaudio.lm.attention import attend_packed
 from stepaudio.lm.step1 import Step1
 from stepaudio.train.documents import Document
 from stepaudio.train.loop import Loss, Task
 from stepaudio.train.packing import Mixture, Reference, Row, pack
+from stepaudio.train.world import World
 
 
 class Scorer(nn.Module, ABC):
@@ -47,6 +51,10 @@ class Scorer(nn.Module, ABC):
     def flops(self, lengths: Sequence[int], trained: int) -> float:
         """Arithmetic of a forward and backward pass: three times two operations per weight and token, and those of
         causal attention."""
+
+    @abstractmethod
+    def save(self, folder: Path, world: World) -> None:
+        """Write a checkpoint that can be begun with; every rank calls it, one writes."""
 
 
 class Step1Scorer(Scorer):
@@ -73,6 +81,14 @@ class Step1Scorer(Scorer):
         c = self.lm.config
         attention = 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * sum(n * n for n in lengths)
         return 3.0 * (2 * body * sum(lengths) + attention + 2 * self.lm.lm_head.weight.numel() * trained)
+
+    def save(self, folder: Path, world: World) -> None:
+        tensors = {name: world.whole(tensor) for name, tensor in self.lm.state_dict().items()}
+        if world.first:
+            with torch.device("meta"):
+                model = Step1(self.lm.config)
+            model.load_state_dict(tensors, assign=True)
+            checkpoint.save(model, folder)
 
 
 @dataclass(frozen=True)
