@@ -273,11 +273,10 @@ class Loop(Generic[Item, B]):
         return norm
 
     def _line(self) -> Line:
-        line: Line = {"step": self.step, "rate": self.config.schedule.factor(self.step - 1, self.config.steps)}
-        line |= self.meter.line(self.config.steps - self.step)
-        if self.config.evaluate_every and (
-            self.step % self.config.evaluate_every == 0 or self.step == self.config.steps
-        ):
+        steps = self.config.steps
+        line: Line = {"step": self.step, "steps": steps, "rate": self.config.schedule.factor(self.step - 1, steps)}
+        line |= self.meter.line(steps - self.step)
+        if self.config.evaluate_every and (self.step % self.config.evaluate_every == 0 or self.step == steps):
             with self.averaged(), torch.no_grad():
                 self.task.model.eval()
                 line |= self.task.evaluate()

@@ -13,7 +13,7 @@ A stage is a run of its own that begins with the model the one before has left. 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stepaudio.errors import NotFoundError
@@ -51,13 +51,20 @@ class LmRecipe:
     rows: int = 1
     """Micro-batches of a step, over all processes."""
     ema: float = 0.0
+    recompute: bool = False
+    """Compute layers again for the backward pass instead of keeping what is inside them: a third more arithmetic."""
 
     def steps(self, stage: Stage) -> int:
         return max(1, round(stage.tokens / (self.row * self.rows)))
 
+    def scaled(self, tokens: float) -> LmRecipe:
+        """The recipe with so many tokens in all, each stage its part of them."""
+        whole = sum(stage.tokens for stage in self.stages)
+        return replace(self, stages=tuple(replace(s, tokens=s.tokens * tokens / whole) for s in self.stages))
+
 
 def cpu_smoke(tokens: float = 150e3) -> LmRecipe:
-    """Less than two minutes on one core: continuing learns nothing from so little, and speaking a good deal."""
+    """Less than two minutes on one core."""
     return LmRecipe(
         "cpu_smoke",
         Config(hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=2,
@@ -107,7 +114,7 @@ THIRD = {"continuation": 1.0, "interleaved": 1.0, "asr": 1.0, "tts": 1.0, "text"
 """Audio : text = 4 : 3; continuation : interleaved : ASR : TTS = 1 : 1 : 1 : 1."""
 
 
-def _paper(name: str, model: Config, rows: int) -> LmRecipe:
+def _paper(name: str, model: Config, row: int, rows: int) -> LmRecipe:
     """The stages of section 4.2, less the quarter, quarter and three tenths of their tokens that are images: 5120
     audio tokens are new in the first two, whose embedding and head learn five times as fast."""
     new = Rates(2e-5, vocabulary=5.0, weight_decay=0.1, betas=(0.9, 0.95))
@@ -118,17 +125,17 @@ def _paper(name: str, model: Config, rows: int) -> LmRecipe:
         Stage(NAMES[1], SECOND, 0.8e12 * 3 / 4, new, CONSTANT),
         Stage(NAMES[2], THIRD, 1.3e12 * 7 / 10, equal, cosine),
     )
-    return LmRecipe(name, model, stages, layout="paper", text=65536, row=32768, rows=rows)
+    return LmRecipe(name, model, stages, layout="paper", text=65536, row=row, rows=rows, recompute=True)
 
 
 def paper_3b() -> LmRecipe:
     """The speech model's size. Batch size and sequence length are not published; these are ours."""
-    return _paper("paper_3b", preset("tts_3b"), rows=128)
+    return _paper("paper_3b", preset("tts_3b"), row=8192, rows=512)
 
 
 def paper_130b() -> LmRecipe:
     """The chat model's size."""
-    return _paper("paper_130b", preset("chat_130b"), rows=512)
+    return _paper("paper_130b", preset("chat_130b"), row=8192, rows=2048)
 
 
 RECIPES: dict[str, Callable[[], LmRecipe]] = {
