@@ -8,7 +8,7 @@ comes next, so that both text and audio stream and no alignment is longer than a
 
 The model is trained on the groups and on <next>; whoever generates inserts the phonemes. A pause belongs to the word
 before it, and a word shorter than half a group may have none. Hearing has one place for text after each group, which
-holds a piece of a word that has ended or the blank (`stepaudio.train.ablation`).
+holds a piece of a word that has ended or the blank (as in `stepaudio.train.ablation`).
 """
 
 from __future__ import annotations
