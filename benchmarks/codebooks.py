@@ -26,6 +26,7 @@ from stepaudio.eval.metrics.intervals import Difference, paired
 from stepaudio.lm.nano import known_phonemes
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.train.ablation import Arrangement, Streams, perplexities, transcribe
+from stepaudio.train.lm import Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
 
 Pairs = list[tuple[list[str], list[str]]]
@@ -73,14 +74,15 @@ def main() -> None:
             bar = bars.add_task(f"training on {streams}", total=options.steps, completed=loop.step)
             for line in loop.run():
                 bars.update(bar, completed=line["step"])
-        model = task.model.eval().lm
+        scorer = task.model.eval()
+        assert isinstance(scorer, Step1Scorer)
         documents = [arrangement.asr(u, c) for u, c in tests]
         heard = [document for document in documents if document is not None]
-        written = transcribe(model, arrangement, heard)
+        written = transcribe(scorer.lm, arrangement, heard)
         references = [arrangement.phonemes_of(document) for document in heard]
         pairs[streams] = list(zip(references, written, strict=True))
         results[streams] = {
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in scorer.parameters()),
             "tokens_per_second": arrangement.codes * 25 / 3,
             "perplexity": perplexities(task, arrangement, [codes for _, codes in tests]),
             "phoneme_error_rate": asdict(error_rate(pairs[streams])),
