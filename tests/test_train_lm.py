@@ -247,6 +247,9 @@ def test_the_loss_is_the_cross_entropy_of_trained_tokens():
     assert count == len(low)
     assert float(total) == pytest.approx(sum(low), rel=1e-4)
     assert loss.figures["share/tts"] == (12, 24)
+    weighted = task(weights={"asr": 3.0}).loss(batch, 0)
+    assert weighted.count == 12 + 3 * 12
+    assert float(weighted.total) == pytest.approx(sum(nats[:12]) + 3 * sum(nats[12:]), rel=1e-4)
 
 
 def test_flops_are_those_of_the_layers():

@@ -89,6 +89,7 @@ def _stage(
         seed=seed,
         streams=corpus.streams,
         held_out=corpus.held_out,
+        weights=stage.weights,
     )
     steps = recipe.steps(stage)
     config = LoopConfig(
