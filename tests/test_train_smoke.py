@@ -19,9 +19,9 @@ from stepaudio.train.ngram import Ngram
 from stepaudio.train.recipes import NANO_SHARES, recipe
 from stepaudio.train.stages import train_lm
 
-NOUNS = "dog house river window garden teacher letter bottle train song".split()
-VERBS = "finds opens follows likes paints".split()
-ADJECTIVES = "small yellow quiet broken heavy".split()
+NOUNS = ["dog", "house", "river", "window", "garden", "teacher", "letter", "bottle", "train", "song"]
+VERBS = ["finds", "opens", "follows", "likes", "paints"]
+ADJECTIVES = ["small", "yellow", "quiet", "broken", "heavy"]
 SENTENCES, HELD_OUT = 150, 15
 
 
