@@ -49,18 +49,17 @@ def test_a_small_model_learns_to_speak_better_than_counting(tmp_path):
     seen = list(train_lm(chosen, manifest, tmp_path / "run"))
     assert seen[-1]["loss"] < seen[0]["loss"] - 1
 
-    corpus = nano_corpus(manifest, "nano-tokenizer", pieces=chosen.text)
+    corpus = nano_corpus(manifest, "nano-tokenizer")
     speech = [document for document in corpus.held_out if document.kind == "tts"]
-    # How often each code comes; contexts are beaten by longer runs (docs/training.md).
-    counted = Ngram(corpus.documents["tts"], corpus.vocabulary, order=1).nats(speech)
+    counted = Ngram(corpus.documents["tts"], corpus.vocabulary).nats(speech)
     learned = seen[-1]["held_out/loss/tts"]
-    assert learned < counted - 0.3, f"{learned:.2f} nats a token, counting {counted:.2f}"
+    assert learned < counted, f"{learned:.2f} nats a token, counting {counted:.2f}"
 
     # What it says depends on the text: the same codes are a surprise behind the words of another sentence.
     model = checkpoint.load(tmp_path / "run" / "model", dtype=torch.float32)
     vocabulary = load_vocabulary(tmp_path / "run" / "model")
     dev = read_tokenized(manifest, "nano-tokenizer", split="dev")
-    made = NanoDocuments(vocabulary, None, SpeakingRate([u for u, _ in dev]))
+    made = NanoDocuments(vocabulary, SpeakingRate([u for u, _ in dev]))
     others = [made.tts(replace(u, phonemes=_other(u.phonemes)), codes) for u, codes in dev]
     task = LmTask(Step1Scorer(model), corpus.documents, NANO_SHARES, held_out=others)
     with torch.no_grad():

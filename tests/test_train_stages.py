@@ -66,7 +66,7 @@ def small(layout, shares, **changes):
     stages = tuple(Stage(f"stage{i}", own, 2000, Rates(3e-3), Schedule(3, 0.5)) for i, own in enumerate(shares))
     model = Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                    num_attention_groups=1, max_seq_len=512)  # fmt: skip
-    return LmRecipe("small", model, stages, layout=layout, text=300 if layout == "paper" else 12, row=400, **changes)
+    return LmRecipe("small", model, stages, layout=layout, row=400, text=300, **changes)
 
 
 # ---------------------------------------------------------------- codes

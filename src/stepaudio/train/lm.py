@@ -126,8 +126,6 @@ class LmTask(Task[list[Reference], Row]):
     seed: int = 0
     streams: Mapping[str, range] = field(default_factory=dict)
     held_out: Sequence[Document] = ()
-    weights: Mapping[str, float] = field(default_factory=dict)
-    """How much a trained token of a kind counts, if not 1: hearing has few among many that speaking has."""
 
     def __post_init__(self) -> None:
         self.cursor: Mixture = Mixture(self.documents, self.shares, tokens=self.tokens, seed=self.seed)
@@ -140,7 +138,6 @@ class LmTask(Task[list[Reference], Row]):
             "shares": dict(self.shares),
             "rates": vars(self.rates),
             "tokens": self.tokens,
-            "weights": dict(self.weights),
         }
 
     def optimizers(self) -> list[Optimizer]:
@@ -160,10 +157,8 @@ class LmTask(Task[list[Reference], Row]):
 
     def loss(self, batch: Row, turn: int) -> Loss:
         nats_N = self.nats(batch)
-        weights_K = torch.tensor([self.weights.get(kind, 1.0) for kind in self.kinds], device=nats_N.device)
-        weights_N = weights_K[batch.kinds_N]
         flops = self.model.flops(batch.lengths, len(nats_N))
-        return Loss((nats_N * weights_N).sum(), float(weights_N.sum()), self._figures(batch, nats_N.detach()), flops)
+        return Loss(nats_N.sum(), len(nats_N), self._figures(batch, nats_N.detach()), flops)
 
     def nats(self, batch: Row) -> Tensor:
         """The loss of each trained token [N]."""

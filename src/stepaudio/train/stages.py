@@ -89,7 +89,6 @@ def _stage(
         seed=seed,
         streams=corpus.streams,
         held_out=corpus.held_out,
-        weights=stage.weights,
     )
     steps = recipe.steps(stage)
     config = LoopConfig(
@@ -125,7 +124,7 @@ def _corpus(
     world: World,
 ) -> Corpus:
     if recipe.layout == "nano":
-        return nano_corpus(manifest, tokenizer, pieces=recipe.text, start=start)
+        return nano_corpus(manifest, tokenizer, start=start)
     lines = text.read_text(encoding="utf-8").splitlines() if text else []
     if start is not None and not _is_step1(start):
         written = HfText(start)
