@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
@@ -77,8 +78,8 @@ def tokenizer(
 
         def report(line: dict[str, Any]) -> None:
             last.update(line)
-            speed = f"{line['audio_seconds_per_second']:.0f} s/s, {line['codes_per_second']:.0f} codes/s"
-            bars.update(task, completed=line["step"], description=f"loss {line['total']:.3f}, {speed}")
+            speed = f"{line['tokens_per_second']:.0f} codes/s"
+            bars.update(task, completed=line["step"], description=f"loss {line['loss']:.3f}, {speed}")
 
         train(config, report)
         if not semantic:
@@ -113,7 +114,7 @@ def lm(
 ) -> None:
     """Train a language model by a recipe; stop it at any time, it goes on from there.
 
-    Under torchrun, all processes share one run: torchrun --nproc-per-node=8 -m stepaudio train lm ...
+    Under torchrun, all processes share one run: torchrun --nproc-per-node=8 $(command -v stepaudio) train lm ...
     """
     _require_torch()
     import torch
@@ -127,7 +128,10 @@ def lm(
     lines = train_lm(
         chosen, manifest, out, tokenizer=tokenizer, start=start, text=text, save_every=save_every, seed=seed
     )
-    last = follow(lines, quiet=json)
+    first = os.environ.get("RANK", "0") == "0"
+    last = follow(lines, quiet=json or not first)
+    if not first:
+        return
     if json:
         print_json({"output": str(out / MODEL), **last})
     else:

@@ -57,7 +57,7 @@ class Plan:
 def model_config(recipe: LmRecipe, *, phonemes: int = 48) -> Config:
     """The recipe's model with a vocabulary of the size that it will have."""
     if recipe.layout == "nano":
-        return replace(recipe.model, vocab_size=NanoVocabulary("?" * phonemes, ("",) * recipe.text).size)
+        return replace(recipe.model, vocab_size=NanoVocabulary("?" * phonemes).size)
     return replace(recipe.model, vocab_size=-(-(recipe.text + AUDIO_TOKENS) // 64) * 64)
 
 
