@@ -139,11 +139,20 @@ struct Dot {
         vec a, b;
     };
     static Pair weights(const W* p) { return {load(p), load(p + LANES)}; }
-    static void add(vec& acc, const Pair& w, const In* x) {
-        acc += w.a * load(x);
-        acc += w.b * load(x + LANES);
+    static Pair inputs(const In* p) { return {load(p), load(p + LANES)}; }
+    static void add(vec& acc, const Pair& w, const Pair& x) {
+        acc += w.a * x.a;
+        acc += w.b * x.b;
     }
 };
+
+#ifdef __AVX512F__
+inline __m512i load_once(const void* p) {
+    __m512i v = _mm512_loadu_si512(p);
+    asm("" : "+v"(v));  // or the compiler loads it again for every matrix row, and loads are the limit
+    return v;
+}
+#endif
 
 #ifdef __AVX512BF16__
 template <>
@@ -151,9 +160,8 @@ struct Dot<bf16> {
     typedef bf16 In;
     typedef vec Sum;
     static __m512bh weights(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-    static void add(vec& acc, __m512bh w, const In* x) {
-        acc = (vec)_mm512_dpbf16_ps((__m512)acc, w, (__m512bh)_mm512_loadu_si512(x));
-    }
+    static __m512bh inputs(const In* p) { return (__m512bh)load_once(p); }
+    static void add(vec& acc, __m512bh w, __m512bh x) { acc = (vec)_mm512_dpbf16_ps((__m512)acc, w, x); }
 };
 #endif
 
@@ -163,9 +171,8 @@ struct Dot<int8_t> {  // whole numbers, added up exactly: `settle` sees to it th
     typedef int16_t In;
     typedef ivec Sum;
     static __m512i weights(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
-    static void add(ivec& acc, __m512i w, const In* x) {
-        acc = (ivec)_mm512_dpwssd_epi32((__m512i)acc, w, _mm512_loadu_si512(x));
-    }
+    static __m512i inputs(const In* p) { return load_once(p); }
+    static void add(ivec& acc, __m512i w, __m512i x) { acc = (ivec)_mm512_dpwssd_epi32((__m512i)acc, w, x); }
 };
 #endif
 
@@ -195,14 +202,19 @@ inline float settle(const float* x, int width, int16_t* out) {
 template <class W, int ROWS, int COLS>
 inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
     typename Dot<W>::Sum acc[ROWS][COLS] = {};
+    decltype(Dot<W>::weights(w)) weights[ROWS];
     for (int k = 0; k < width; k += UNROLL) {
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             const W* p = w + int64_t(i) * width + k;
             if (ROWS > 1) __builtin_prefetch((const char*)p + AHEAD, 0, 2);
-            auto weights = Dot<W>::weights(p);
+            weights[i] = Dot<W>::weights(p);
+        }
 #pragma GCC unroll 8
-            for (int j = 0; j < COLS; j++) Dot<W>::add(acc[i][j], weights, x + int64_t(j) * width + k);
+        for (int j = 0; j < COLS; j++) {
+            auto inputs = Dot<W>::inputs(x + int64_t(j) * width + k);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; i++) Dot<W>::add(acc[i][j], weights[i], inputs);
         }
     }
     for (int i = 0; i < ROWS; i++)
@@ -382,16 +394,13 @@ struct Step {
                 const int first = (i * m.groups + g) * r * d;
                 auto scores = buffer<float>(r * stride);  // [R, count rounded up]
                 product((const Cached*)m.keys + cached(layer, i, g), &query[first], count, r, d, scores.get(), stride);
-                for (int h = 0; h < r; h++) {
-                    const float total = weigh(&scores[h * stride], count, stride, scale, m.slopes[g * r + h]);
-                    average((const Cached*)m.values + cached(layer, i, g), &scores[h * stride], count, total,
-                            &mixed[first + h * d]);
-                }
+                for (int h = 0; h < r; h++) weigh(&scores[h * stride], count, stride, scale, m.slopes[g * r + h]);
+                average((const Cached*)m.values + cached(layer, i, g), scores.get(), count, stride, &mixed[first]);
             }
     }
 
-    // Scores to unnormalised probabilities, in place; returns their sum.
-    float weigh(float* scores, int count, int stride, float scale, float slope) {
+    // Scores to probabilities, in place.
+    void weigh(float* scores, int count, int stride, float scale, float slope) {
         float peak = -INFINITY;
         for (int t = 0; t < count; t++) {
             scores[t] = scores[t] * scale - slope * m.roots[count - 1 - t];
@@ -404,22 +413,22 @@ struct Step {
             std::memcpy(scores + t, &p, sizeof p);
             total += p;
         }
-        return sum(total);
+        const float whole = sum(total);
+        for (int t = 0; t < stride; t++) scores[t] /= whole;
     }
 
-    void average(const Cached* values, const float* weights, int count, float total, float* out) {
-        const int d = m.head_width;
-        for (int c = 0; c < d; c += UNROLL) {
-            vec a = {}, b = {};
-            for (int t = 0; t < count; t++) {
-                a += weights[t] * load(values + int64_t(t) * d + c);
-                b += weights[t] * load(values + int64_t(t) * d + c + LANES);
+    // out [R, D] = weights [R, stride] times values [count, D]: one sweep over the values for all heads of the group.
+    void average(const Cached* values, const float* weights, int count, int stride, float* out) {
+        const int d = m.head_width, r = m.heads / m.groups;
+        std::fill(out, out + r * d, 0.0f);
+        for (int t = 0; t < count; t++)
+            for (int c = 0; c < d; c += LANES) {
+                const vec value = load(values + int64_t(t) * d + c);
+                for (int h = 0; h < r; h++) {
+                    vec mean = load(out + h * d + c) + weights[h * stride + t] * value;
+                    std::memcpy(out + h * d + c, &mean, sizeof mean);
+                }
             }
-            for (int lane = 0; lane < LANES; lane++) {
-                out[c + lane] = a[lane] / total;
-                out[c + LANES + lane] = b[lane] / total;
-            }
-        }
     }
 
     void run(const int64_t* wanted, int count, float* logits, int threads) {
