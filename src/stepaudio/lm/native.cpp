@@ -198,12 +198,12 @@ inline float settle(const float* x, int width, int16_t* out) {
     return peak / levels;
 }
 
-// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS; one accumulator each, so a column's sum never depends on COLS.
+// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS.
 template <class W, int ROWS, int COLS>
 inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
-    typename Dot<W>::Sum acc[ROWS][COLS] = {};
+    typename Dot<W>::Sum even[ROWS][COLS] = {}, odd[ROWS][COLS] = {};  // two sums: one would wait for itself
     decltype(Dot<W>::weights(w)) weights[ROWS];
-    for (int k = 0; k < width; k += UNROLL) {
+    auto inner = [&](auto& acc, int k) __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             const W* p = w + int64_t(i) * width + k;
@@ -216,16 +216,21 @@ inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, 
 #pragma GCC unroll 8
             for (int i = 0; i < ROWS; i++) Dot<W>::add(acc[i][j], weights[i], inputs);
         }
+    };
+    int k = 0;
+    for (; k + UNROLL < width; k += 2 * UNROLL) {
+        inner(even, k);
+        inner(odd, k + UNROLL);
     }
+    if (k < width) inner(even, k);
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < COLS; j++) y[j * stride + i] = sum(acc[i][j]);
+        for (int j = 0; j < COLS; j++) y[j * stride + i] = sum(even[i][j] + odd[i][j]);
 }
 
 // The same for any number of rows and columns: y[j * stride + i].
 template <class W, int ROWS>
 inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int width, float* y, int stride) {
     int j = 0;
-    for (; j + 8 <= cols; j += 8) tile<W, ROWS, 8>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j + 4 <= cols; j += 4) tile<W, ROWS, 4>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j + 2 <= cols; j += 2) tile<W, ROWS, 2>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j < cols; j++) tile<W, ROWS, 1>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
