@@ -34,7 +34,7 @@ constexpr int LANES = 4;
 constexpr int UNROLL = 2 * LANES;  // weights per inner step; every width is a multiple of it (native.py checks)
 constexpr int AHEAD = 16 << 10;    // bytes to prefetch ahead into the second-level cache
 constexpr int CHUNK = 16;          // matrix rows whose results are handed on together
-constexpr int PIECE = 192 << 10;   // bytes of a matrix that a thread takes at a time: long enough to stream
+constexpr int PIECE = 384 << 10;   // bytes of a matrix that a thread takes at a time: long enough to stream
 constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -335,12 +335,24 @@ struct Step {
         }
     }
 
+    // Chunks of a matrix that a thread takes at a time.
+    static int piece(int rows, int width) {
+        const int streaming = PIECE / int(CHUNK * width * sizeof(W)), fair = rows / CHUNK / (2 * omp_get_num_threads());
+        return std::max(1, std::min(streaming, fair));
+    }
+
+    // A barrier; while threads wait for each other, memory brings what they will multiply with next.
+    void meet(const Matrix& next, int rows, int width) {
+        const int64_t first = int64_t(omp_get_thread_num()) * piece(rows, width) * CHUNK;
+        const char* p = (const char*)((const W*)next.weight + std::min(first, int64_t(rows) - 1) * width);
+        for (int i = 0; i < AHEAD; i += 64) __builtin_prefetch(p + i, 0, 2);
+#pragma omp barrier
+    }
+
     // Calls done(first row, rows, y[cols][CHUNK]) for each chunk of `matrix` times the input. No barrier at the end.
     template <class Done>
     void multiply(const Matrix& matrix, int rows, int width, int cols, Done done) {
-        const int chunks = (rows + CHUNK - 1) / CHUNK, piece = PIECE / int(CHUNK * width * sizeof(W));
-        const int fair = chunks / (2 * omp_get_num_threads());
-#pragma omp for schedule(dynamic, std::max(1, std::min(piece, fair))) nowait
+#pragma omp for schedule(dynamic, piece(rows, width)) nowait
         for (int row = 0; row < rows; row += CHUNK) {
             float y[MAX_ROWS * CHUNK];
             int count = std::min(CHUNK, rows - row);
@@ -359,13 +371,12 @@ struct Step {
         });
     }
 
-    // x += the input times `matrix`.
+    // x += the input times `matrix`. No barrier at the end.
     void add_to_x(const Matrix& matrix, int width) {
         multiply(matrix, m.width, width, n, [=, this](int row, int count, const float* y) {
             for (int j = 0; j < n; j++)
                 for (int i = 0; i < count; i++) x[int64_t(j) * m.width + row + i] += y[j * CHUNK + i];
         });
-#pragma omp barrier
     }
 
     int64_t cached(int layer, int row, int group) const {  // where the keys of a row's sequence begin
@@ -447,17 +458,22 @@ struct Step {
                 project(layer.q, queries, m.width, n, q.get());
                 project(layer.k, keys, m.width, n, k.get());
                 project(layer.v, keys, m.width, n, v.get());
-#pragma omp barrier
+                meet(layer.o, m.width, queries);
                 remember(l);
                 attend(l);
                 feed(mixed.get(), queries);
                 add_to_x(layer.o, queries);
+                meet(layer.gate, m.ff, m.width);
                 normalise(layer.mlp_norm);
                 project(layer.gate, m.ff, m.width, n, gate.get());
                 project(layer.up, m.ff, m.width, n, up.get());
-#pragma omp barrier
+                meet(layer.down, m.width, m.ff);
                 feed_gated();
                 add_to_x(layer.down, m.ff);
+                if (l + 1 < m.layers)
+                    meet(m.layer[l + 1].q, queries, m.width);
+                else
+                    meet(m.head, m.vocab, m.width);
             }
             normalise(m.norm);
             keep(wanted, count);
