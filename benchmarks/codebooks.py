@@ -2,52 +2,35 @@
 
     python benchmarks/codebooks.py MANIFEST --out runs/out/codebooks
 
-Tokenizes the manifest once (kept in OUT), trains one Step-1 model per arrangement on its training split with the same
-size, sentences, updates and seed (`stepaudio.train.ablation`), and prints word error rates with 95 % intervals on the
-test split, the paired difference to both codebooks together, and perplexities. Training resumes by whole models: one
-that is finished is not trained again.
+Tokenizes the manifest (its codes stay beside it), trains one Step-1 model per arrangement on the English of its
+training split with the same size, sentences, updates and seed (`stepaudio.train.ablation`), and prints phoneme error
+rates with 95 % intervals on the test split, the paired difference to both codebooks together, and perplexities. It goes
+on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
-from rich.progress import track
+from rich.progress import Progress
 
-from stepaudio.audio import io
-from stepaudio.data.manifest import Utterance, read_manifest
+from stepaudio.data.codes import read_tokenized, tokenize_manifest
+from stepaudio.data.manifest import read_manifest
 from stepaudio.eval.codes import error_rate
 from stepaudio.eval.metrics.errors import count_errors
 from stepaudio.eval.metrics.intervals import Difference, paired
+from stepaudio.lm.nano import known_phonemes
 from stepaudio.tokenizer.dual import DualTokenizer
-from stepaudio.tokenizer.fbank import RATE
-from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.ablation import AblationConfig, Example, Layout, Streams, example, perplexities, train, transcribe
-from stepaudio.train.pieces import Pieces
+from stepaudio.train.ablation import Arrangement, Streams, perplexities, transcribe
+from stepaudio.train.lm import Step1Scorer
+from stepaudio.train.loop import Loop, LoopConfig, Schedule
 
 Pairs = list[tuple[list[str], list[str]]]
 ARRANGEMENTS: tuple[Streams, ...] = ("dual", "semantic", "linguistic")
-SIDE_BY_SIDE = 64
-
-
-def tokenized(utterances: Sequence[Utterance], tokenizer: str, kept: Path) -> list[DualCodes]:
-    """The codes of all utterances, from the file `kept` if it is there."""
-    if not kept.is_file():
-        with DualTokenizer.load(tokenizer) as loaded:
-            codes = [loaded.encode(io.read(u.audio, rate=RATE)) for u in track(utterances, "tokenizing")]
-        parts = {"linguistic": [c.linguistic for c in codes], "semantic": [c.semantic for c in codes]}
-        arrays = {name: np.concatenate(streams).astype(np.int16) for name, streams in parts.items()}
-        arrays |= {f"{name}_ends": np.cumsum([len(s) for s in streams]) for name, streams in parts.items()}
-        np.savez_compressed(kept, **arrays)
-    with np.load(kept, allow_pickle=False) as stored:
-        streams = [np.split(stored[n].astype(np.int64), stored[f"{n}_ends"][:-1]) for n in ("linguistic", "semantic")]
-    return [DualCodes(*pair) for pair in zip(*streams, strict=True)]
 
 
 def difference(first: Pairs, second: Pairs) -> Difference:
@@ -63,61 +46,49 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tokenizer", default="nano-tokenizer")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--pieces", type=int, default=300)
-    parser.add_argument("--tests", type=int, default=300, help="test sentences")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--tests", type=int, default=200, help="test sentences")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=ARRANGEMENTS, help="train this one and stop")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    options.out.mkdir(parents=True, exist_ok=True)
 
-    said = [u for u in read_manifest(options.manifest) if u.language == "en"]
-    split = {name: [u for u in said if u.split == name] for name in ("train", "test")}
-    pieces = Pieces.of((u.spoken for u in split["train"]), options.pieces)
-    examples: dict[str, list[Example]] = {}
-    for name, utterances in split.items():
-        codes = tokenized(utterances, options.tokenizer, options.out / f"{name}.npz")
-        made = (example(u, c, pieces) for u, c in zip(utterances, codes, strict=True))
-        examples[name] = [one for one in made if one is not None]
-    tests = examples["test"][: options.tests]
+    with Progress() as bars, DualTokenizer.load(options.tokenizer) as tokenizer:
+        bar = bars.add_task("tokenizing", total=len(read_manifest(options.manifest)))
+        for lines, _ in tokenize_manifest(options.manifest, tokenizer, options.tokenizer):
+            bars.advance(bar, lines)
+    known = [
+        (u, c) for u, c in read_tokenized(options.manifest, options.tokenizer) if u.language == "en" and u.phonemes
+    ]
+    trained = [(u, c) for u, c in known if u.split in ("", "train")]
+    tests = [(u, c) for u, c in known if u.split == "test"][: options.tests]
+    phonemes = known_phonemes(u.phonemes for u, _ in trained)
 
-    config = AblationConfig(steps=options.steps)
-    results: dict[str, object] = {"config": asdict(config), "train": len(examples["train"]), "test": len(tests)}
-    pairs = {}
-    for streams in (options.only,) if options.only else ARRANGEMENTS:
-        layout = Layout(streams, len(pieces))
-        done = options.out / f"{streams}-{options.steps}.json"
-        if not done.is_file():
-            with (options.out / f"{streams}.jsonl").open("w") as log:
-                model = train(
-                    layout,
-                    examples["train"],
-                    config,
-                    lambda line, log=log: print(json.dumps(line), file=log, flush=True),
-                )
-            written = []
-            for start in range(0, len(tests), SIDE_BY_SIDE):
-                written += transcribe(model, layout, tests[start : start + SIDE_BY_SIDE], pieces)
-            facts = {
-                "perplexity": perplexities(model, layout, tests),
-                "parameters": sum(p.numel() for p in model.parameters()),
-                "transcripts": written,
-            }
-            done.write_text(json.dumps(facts))
-        facts = json.loads(done.read_text())
-        pairs[streams] = [
-            (one.spoken.split(), text.split()) for one, text in zip(tests, facts["transcripts"], strict=True)
-        ]
+    results: dict[str, object] = {"steps": options.steps, "train": len(trained), "test": len(tests)}
+    pairs: dict[str, Pairs] = {}
+    for streams in ARRANGEMENTS:
+        arrangement = Arrangement(streams, phonemes)
+        task = arrangement.task(trained)
+        schedule = Schedule(warmup=min(50, options.steps // 4), cooldown=0.5)
+        loop = Loop(task, LoopConfig(options.out / streams, options.steps, schedule=schedule, save_every=100))
+        with Progress() as bars:
+            bar = bars.add_task(f"training on {streams}", total=options.steps, completed=loop.step)
+            for line in loop.run():
+                bars.update(bar, completed=line["step"])
+        scorer = task.model.eval()
+        assert isinstance(scorer, Step1Scorer)
+        documents = [arrangement.asr(u, c) for u, c in tests]
+        heard = [document for document in documents if document is not None]
+        written = transcribe(scorer.lm, arrangement, heard)
+        references = [arrangement.phonemes_of(document) for document in heard]
+        pairs[streams] = list(zip(references, written, strict=True))
         results[streams] = {
-            "parameters": facts["parameters"],
-            "tokens_per_second": (layout.group - 1) * 25 / 3,
-            "perplexity": facts["perplexity"],
-            "word_error_rate": asdict(error_rate(pairs[streams])),
+            "parameters": sum(parameter.numel() for parameter in scorer.parameters()),
+            "tokens_per_second": arrangement.codes * 25 / 3,
+            "perplexity": perplexities(task, arrangement, [codes for _, codes in tests]),
+            "phoneme_error_rate": asdict(error_rate(pairs[streams])),
         }
-    for streams in ("semantic", "linguistic"):
-        if {streams, "dual"} <= set(pairs):
-            results[f"{streams} minus dual"] = asdict(difference(pairs["dual"], pairs[streams]))
+    for streams in ARRANGEMENTS[1:]:
+        results[f"{streams} minus dual"] = asdict(difference(pairs["dual"], pairs[streams]))
     print(json.dumps(results, indent=2))
 
 

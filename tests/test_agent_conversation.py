@@ -307,7 +307,7 @@ def test_audio_that_is_truncated_while_it_is_made_ends_its_reply() -> None:
     assert world.history()[-1] == ("assistant", "It is")
 
 
-@pytest.mark.parametrize("sound", ["Mm-hm.", "Right.", "yeah, okay", "嗯", "对"])
+@pytest.mark.parametrize("sound", ["Mm-hm.", "Right.", "yeah, okay", "嗯", "对", "Mom.", "你。"])
 @pytest.mark.parametrize("stt", [0.2, 1.2])
 def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
     """With a slow transcriber the sound is long over when its words are known."""
@@ -316,6 +316,12 @@ def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
     assert not world.all(ev.StopPlayback)
     assert len(world.all(ev.SpeechStarted)) == 1
     assert len(world.history()) == 3
+
+
+def test_one_short_word_can_interrupt() -> None:
+    world = World([*QUESTION, Said(4.4, 4.8, "Stop!")], sunny, settings()).run(12)
+    assert not world.all(ev.Backchannel)
+    assert len(world.all(ev.StopPlayback)) == 1
 
 
 def test_the_same_word_is_an_answer_when_the_agent_is_silent() -> None:

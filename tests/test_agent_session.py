@@ -386,6 +386,51 @@ def test_a_reply_of_another_session_takes_the_place_of_a_speculation() -> None:
     run(check())
 
 
+def test_a_reply_that_finds_no_place_in_time_is_refused() -> None:
+    async def check() -> None:
+        bundle, never = TalkBundle(), threading.Event()
+        scheduler = Scheduler(hearing=1, replying=1, patience=0.2)
+        bundle.responder.answer = lambda messages, tools: ["One two three. Four", never]
+        async with talking(bundle, scheduler=scheduler) as one, talking(bundle, scheduler=scheduler) as two:
+            for talk in (one, two):
+                talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+                talk.session.handle(ev.CreateReply())
+            await two.until(lambda: two.done)
+            assert (two.done[0].status, two.done[0].reason) == ("failed", "server_busy")
+            assert not one.done
+            never.set()
+            await one.until(lambda: one.done)
+            assert one.done[0].status == "completed"
+            bundle.responder.answer = lambda messages, tools: ["Fine."]
+            two.session.handle(ev.CreateReply())
+            await two.until(lambda: len(two.done) == 2)
+            assert two.done[1].status == "completed"
+
+    run(check())
+
+
+def test_a_reply_with_audio_to_spare_lets_another_begin() -> None:
+    """One place for two replies of ten sentences: the second begins long before the first has been spoken."""
+
+    async def check() -> None:
+        bundle = TalkBundle()
+        scheduler = Scheduler(hearing=1, replying=1)
+        long = " ".join(["One two three four five six seven eight nine ten eleven twelve."] * 6)
+        bundle.responder.answer = lambda messages, tools: [long]
+        async with talking(bundle, scheduler=scheduler) as one, talking(bundle, scheduler=scheduler) as two:
+            for talk in (one, two):
+                talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+                talk.session.handle(ev.CreateReply())
+            await two.until(lambda: two.all(ev.Play))
+            assert not one.done
+            two.session.handle(ev.StopReply())
+            await one.until(lambda: one.done)
+            assert one.done[0].status == "completed"
+            assert sum(len(play.speech.samples) for play in one.all(ev.Play)) == 6 * 12 * 2400
+
+    run(check())
+
+
 # ---------------------------------------------------------------- the ring
 
 

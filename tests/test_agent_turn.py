@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, TurnEvent, combine
-from stepaudio.agent.wording import TextTurnScorer, is_backchannel, same_request, settled
+from stepaudio.agent.wording import TextTurnScorer, is_backchannel, may_be_hum, same_request, settled
 from stepaudio.errors import InputError
 from stepaudio.speech.roles import TurnScorer
 
@@ -211,17 +211,44 @@ def test_any_text_has_a_score(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["Mm-hm.", "mhm", "Right.", "Yeah, yeah.", "uh-huh", "I see.", "Got it!", "嗯", "对对", "好的。", "嗯，是的"],
+    [
+        "Mm-hm.",
+        "mhm",
+        "Right.",
+        "Yeah, yeah.",
+        "uh-huh",
+        "Mm-hmm.",
+        "Mhmm",
+        "Uh-huh.",
+        "I see.",
+        "Got it!",
+        "嗯",
+        "对对",
+        "好的。",
+        "嗯，是的",
+    ],
 )
 def test_backchannels(text: str) -> None:
     assert is_backchannel(text)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice"]
+    "text",
+    ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice", "Mom."],
 )
 def test_what_is_no_backchannel(text: str) -> None:
     assert not is_backchannel(text)
+
+
+@pytest.mark.parametrize("text", ["Mom.", "It's hot.", "你。", "您的", "妈妈"])
+def test_what_a_recogniser_makes_of_a_hum(text: str) -> None:
+    assert may_be_hum(text, 0.4)
+    assert not may_be_hum(text, 0.6)
+
+
+@pytest.mark.parametrize("text", ["Stop.", "Wait!", "What?", "等等", "不对", "Tell me more."])
+def test_a_short_interruption_is_no_hum(text: str) -> None:
+    assert not may_be_hum(text, 0.4)
 
 
 def test_a_continuation_that_adds_nothing_is_the_same_request() -> None:

@@ -201,6 +201,11 @@ def test_a_written_turn(server: Live, bundle: Any) -> None:
         done = talk.until("response.done")
         assert done["response"]["output"][0]["content"] == [{"type": "output_text", "text": "You said Hi there."}]
         assert done["response"]["output_modalities"] == ["text"]
+        assert (
+            done["response"]["max_output_tokens"]
+            == talk.all("response.created")[-1]["response"]["max_output_tokens"]
+            == 7
+        )
         assert "response.output_text.done" in talk.types()
         assert not talk.all("response.output_audio.delta")
         assert bundle.responder.prompts[-1] == [Message("system", "Be brief."), Message("user", "Hi there")]

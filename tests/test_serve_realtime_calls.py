@@ -379,12 +379,12 @@ def test_a_call_with_real_models() -> None:
             caller.microphone.say(interruption)
             cut = await caller.until("output_audio_buffer.cleared", "output_audio_buffer.stopped")
             assert cut["response_id"] == started["response_id"]
-            heard = await caller.until("stepaudio.item.heard", "output_audio_buffer.started")
-            answer = (await caller.until("response.done"))["response"]
+            replied = ("response.done", "output_audio_buffer.started")  # a short reply is done before it is heard
+            while min(len(caller.all(name)) for name in replied) < 2:
+                await caller.until(*replied)
             done = "conversation.item.input_audio_transcription.completed"
             assert "france" in caller.all(done)[0]["transcript"].lower()
-            assert answer["output"]
-            assert heard["type"] == "output_audio_buffer.started" or heard["text"]
+            assert all(event["response"]["output"] for event in caller.all("response.done"))
             assert np.abs(caller.sound).max() > 0.05
 
     with load("tiny") as bundle, live(bundle) as server:

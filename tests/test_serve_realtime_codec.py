@@ -35,6 +35,24 @@ def config() -> SessionConfig:
     return SessionConfig("fake", bundle.speaker, bundle.transcriber)
 
 
+def test_an_acoustic_scorer_that_is_not_there_is_refused(config: SessionConfig) -> None:
+    with pytest.raises(RequestError) as refused:
+        config.updated({"type": "realtime", "stepaudio": {"acoustic": True}})
+    assert refused.value.param == "session.stepaudio.acoustic"
+    config.updated({"type": "realtime", "stepaudio": {"acoustic": False}})
+
+
+def test_a_reply_can_go_back_to_the_default_voice(config: SessionConfig) -> None:
+    other = config.updated({"type": "realtime", "audio": {"output": {"voice": "zhong"}}})
+    assert config.reply_voice("tone") is config.reply_voice(None) is other.reply_voice(None) is None
+    assert other.reply_voice("tone") == "tone"
+    assert (other.shown_voice(None), other.shown_voice("zhong"), other.shown_voice("tone")) == (
+        "zhong",
+        "zhong",
+        "tone",
+    )
+
+
 # ---------------------------------------------------------------- audio
 
 

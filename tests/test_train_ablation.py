@@ -8,19 +8,16 @@ import torch
 
 from stepaudio.data.manifest import Utterance
 from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.ablation import AblationConfig, Layout, example, perplexities, train, transcribe
-from stepaudio.train.pieces import Pieces
+from stepaudio.train.ablation import AFTER, PLACES, Arrangement, perplexities, transcribe
+from stepaudio.train.loop import Loop, LoopConfig, Schedule
 
-TEXTS = ["ab ba", "ba ab", "cab", "ab cab", "a b c"]
+LINES = [" ab ba ", " ba ab ", " cab ", " ab cab ", " a b c "]
 
 
 def utterances():
-    made = []
-    for text in TEXTS:
-        phonemes = f" {text} "
+    for phonemes in LINES:
         ends = tuple(90 * (place + 1) for place in range(len(phonemes)))
-        made.append(Utterance(Path("x"), text, ends[-1] / 1000, spoken=text, phonemes=phonemes, ends=ends))
-    return made
+        yield Utterance(Path("x"), phonemes.strip(), ends[-1] / 1000, phonemes=phonemes, ends=ends)
 
 
 def codes(seed, groups=8):
@@ -28,55 +25,50 @@ def codes(seed, groups=8):
     return DualCodes(rng.integers(0, 1024, 2 * groups + 1), rng.integers(0, 4096, 3 * groups + 2))
 
 
-@pytest.fixture(scope="module")
-def pieces():
-    return Pieces.of(TEXTS, 12)
+def known():
+    return [(utterance, codes(seed)) for seed, utterance in enumerate(utterances())]
 
 
-def test_text_follows_the_words_in_time(pieces):
-    one = example(utterances()[0], codes(0), pieces)
-    assert one.linguistic.shape == (16, 2)
-    assert one.semantic.shape == (16, 3)
-    assert (one.linguistic[8:] == one.linguistic[7, -1]).all()  # the last code goes on
-    written = [(group, int(piece)) for group, piece in enumerate(one.pieces) if piece]
-    assert pieces.decode(piece for _, piece in written) == "ab ba"
-    # "ab" ends at 270 ms: its first piece stands behind the fourth group, which ends at 480 ms.
-    assert written[0][0] == 3
-    second = next(group for group, piece in written if pieces.names[piece].startswith("▁") and group > 3)
-    assert second >= -(-540 // 120)
-
-
-def test_words_that_cannot_be_told_apart_give_no_example(pieces):
-    joined = Utterance(Path("x"), "a b", 1.0, spoken="a b", phonemes="ab", ends=(100, 200))
-    assert example(joined, codes(0), pieces) is None
-
-
-@pytest.mark.parametrize(("streams", "group"), [("dual", 6), ("semantic", 4), ("linguistic", 3)])
-def test_layouts(pieces, streams, group):
-    one = example(utterances()[0], codes(0), pieces)
-    layout = Layout(streams, len(pieces))
-    tokens = layout.tokens(one).view(-1, group)
-    assert layout.group == group
-    assert tokens[:, -1].tolist() == one.pieces.tolist()
+@pytest.mark.parametrize(("streams", "size"), [("dual", 5), ("semantic", 3), ("linguistic", 2)])
+def test_phonemes_follow_the_codes_in_time(streams, size):
+    arrangement = Arrangement(streams, "abc")
+    utterance, spoken = known()[0]
+    document = arrangement.asr(utterance, spoken)
+    rows = document.tokens[1:].reshape(-1, size + PLACES)
+    assert len(rows) == 8 + AFTER
+    assert (rows[8:, :size] == rows[7, :size]).all()  # the last codes go on
+    assert arrangement.phonemes_of(document) == list("abba")
     expected = []
     if streams != "semantic":
-        expected.append(one.linguistic + len(pieces))
+        expected.append(spoken.linguistic[:16].reshape(8, 2) + arrangement.linguistic.start)
     if streams != "linguistic":
-        expected.append(one.semantic + len(pieces) + 1024)
-    np.testing.assert_array_equal(tokens[:, :-1].numpy(), np.concatenate(expected, axis=1))
-    assert tokens.max() < layout.vocabulary
+        expected.append(spoken.semantic[:24].reshape(8, 3) + arrangement.semantic.start)
+    np.testing.assert_array_equal(rows[:8, :size], np.concatenate(expected, axis=1))
+    assert document.trained[1:].reshape(rows.shape)[:, size:].all()
+    assert not document.trained[1:].reshape(rows.shape)[:, :size].any()
+    # "a" ends at 180 ms, in the second group: it stands behind the third.
+    assert [group for group, row in enumerate(rows) if (row[size:] > 1).any()] == [2, 3, 4, 5]
+    assert (arrangement.continuation(spoken).tokens[1:] == rows[:8, :size].reshape(-1)).all()
+
+
+def test_too_many_phonemes_give_no_document():
+    crowded = Utterance(Path("x"), "a", 1.0, phonemes="a" * 50, ends=(960,) * 50)
+    assert Arrangement("dual", "abc").asr(crowded, codes(0)) is None
 
 
 @pytest.mark.parametrize("streams", ["dual", "linguistic"])
-def test_a_model_learns_transcripts_by_heart(pieces, streams):
+def test_a_model_learns_transcripts_by_heart(streams, tmp_path):
     torch.set_num_threads(1)
-    examples = [example(u, codes(seed), pieces) for seed, u in enumerate(utterances())]
-    layout = Layout(streams, len(pieces))
-    config = AblationConfig(steps=100, batch_seconds=30, width=96, layers=2, learning_rate=5e-3, warmup=5, bf16=False)
-    log = []
-    model = train(layout, examples, config, log.append)
-    assert transcribe(model, layout, examples, pieces) == TEXTS
-    figures = perplexities(model, layout, examples)
-    assert ("semantic" in figures) == (streams == "dual")
-    assert figures["linguistic"] < 50
-    assert [line["step"] for line in log] == [50, 100]
+    arrangement = Arrangement(streams, "abc")
+    task = arrangement.task(known(), width=96, layers=2, rate=5e-3)
+    config = LoopConfig(tmp_path, steps=60, schedule=Schedule(5), bf16=False, save_every=1000)
+    before = perplexities(task, arrangement, [spoken for _, spoken in known()])
+    for _ in Loop(task, config).run():
+        pass
+    documents = [arrangement.asr(*one) for one in known()]
+    heard = transcribe(task.model.eval().lm, arrangement, documents)
+    assert heard == [list(line.replace(" ", "")) for line in LINES]
+    after = perplexities(task, arrangement, [spoken for _, spoken in known()])
+    assert ("semantic" in after) == (streams == "dual")
+    assert after["all"] < before["all"] / 10
+    assert before["linguistic"] > 1000

@@ -495,6 +495,9 @@ class ReplyStarted:
     speak: bool
     in_history: bool
     metadata: Mapping[str, Any]
+    voice: str | None
+    """None is the default of the language."""
+    max_tokens: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,15 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
-from stepaudio.agent.wording import TextTurnScorer, end_of_turn, is_backchannel, same_request, settled, spoken_part
+from stepaudio.agent.wording import (
+    TextTurnScorer,
+    end_of_turn,
+    is_backchannel,
+    may_be_hum,
+    same_request,
+    settled,
+    spoken_part,
+)
 
 _SHORTEST_COMMIT = 0.1
 _OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
@@ -51,8 +59,8 @@ class _Turn:
     score_job: str | None = None
     words_job: str | None = None
     attempts: int = 0
-    voiced_before: float = 0.0
-    """Speech of this turn before it last resumed."""
+    voiced: float = 0.0
+    """Seconds of speech up to its last pause."""
     owed: bool = False
     """Whether it interrupted a reply of which nothing was heard."""
     reply: bool = False
@@ -148,7 +156,7 @@ class Listener:
         if not turn.confirmed:
             if detector.voiced >= self.settings.turn.interrupt_after or not self.playback.audible(now):
                 self._confirm(turn, now)
-        elif detector.voiced - turn.voiced_before > self.settings.speculation.filler:
+        elif detector.voiced - turn.voiced > self.settings.speculation.filler:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
@@ -183,7 +191,7 @@ class Listener:
         turn, config = self.turn, self.settings.turn
         assert turn is not None
         assert config is not None
-        turn.end, turn.spoke_until = at, now - self.detector.silence
+        turn.end, turn.spoke_until, turn.voiced = at, now - self.detector.silence, self.detector.voiced
         if turn.confirmed:
             self._out(ev.SpeechPaused(turn.item_id, at))
         if config.adaptive or not turn.confirmed or self._may_speculate:
@@ -195,7 +203,6 @@ class Listener:
     def _on_resumed(self, at: float) -> None:
         turn = self.turn
         assert turn is not None
-        turn.voiced_before = self.detector.voiced
         self._forget_text(turn)
         self._replies.suspend()
         if turn.confirmed:
@@ -332,7 +339,7 @@ class Listener:
             self._finish(turn, now)
             return
         if not turn.confirmed:
-            if not text or is_backchannel(text):
+            if not text or is_backchannel(text) or may_be_hum(text, turn.voiced):
                 if turn.over:
                     self._drop_backchannel(turn)
                 return

@@ -49,7 +49,9 @@ class Publisher:
         self.live[reply.id] = reply
         if reply.options.in_history:
             self.active = reply
-        self._out(ev.ReplyStarted(reply.id, reply.start.speak, reply.options.in_history, reply.options.metadata))
+        start, options = reply.start, reply.options
+        most = start.sampling.max_tokens
+        self._out(ev.ReplyStarted(reply.id, start.speak, options.in_history, options.metadata, start.voice, most))
 
     def cancel(self, reply: Reply, reason: str) -> None:
         """End a reply before its time."""

@@ -16,7 +16,7 @@ from stepaudio.speech.say import say
 from stepaudio.speech.threads import pump
 
 _AHEAD = 256
-"""Pieces of text that may wait to be spoken."""
+"""Pieces of text that may wait to be spoken, and events to be read."""
 
 
 class Models(Protocol):
@@ -35,26 +35,41 @@ class Models(Protocol):
 
 
 def make_reply(
-    models: Models, start: ev.StartReply, *, language: str | None, go: threading.Event, cancel: threading.Event
+    models: Models,
+    start: ev.StartReply,
+    *,
+    language: str | None,
+    go: threading.Event,
+    aloud: threading.Event,
+    cancel: threading.Event,
 ) -> Iterator[ev.ReplyEvent]:
-    """The events of a reply, from its first text to `ReplyFinished`. The work waits while `go` is not set.
+    """The events of a reply, from its first text to `ReplyFinished`. The work waits while `go` is not set; while
+    `aloud` is not, the text is written on, but nothing more is spoken.
 
     `language` (ISO 639-1) decides how to read what its script does not tell. Raises what the models raise.
     """
-    work = _Work(models, start, language, go)
+    work = _Work(models, start, language, go, aloud)
     if not start.speak:
         yield from work.write(cancel)
         return
-    with contextlib.closing(pump(work.speak, cancel=cancel, buffer=8)) as events:
+    with contextlib.closing(pump(work.speak, cancel=cancel, buffer=_AHEAD)) as events:
         yield from events
 
 
 class _Work:
-    def __init__(self, models: Models, start: ev.StartReply, language: str | None, go: threading.Event) -> None:
+    def __init__(
+        self,
+        models: Models,
+        start: ev.StartReply,
+        language: str | None,
+        go: threading.Event,
+        aloud: threading.Event,
+    ) -> None:
         self._models = models
         self._start = start
         self._language = language
         self._go = go
+        self._aloud = aloud
 
     def write(self, cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
         """The text and the calls, as they are written."""
@@ -68,7 +83,7 @@ class _Work:
         )
         with _closing(events):
             for event in events:
-                self._wait(cancel)
+                _wait(self._go, cancel)
                 match event:
                     case TextDelta(text):
                         yield ev.ReplyText(start.reply_id, text)
@@ -109,18 +124,20 @@ class _Work:
         heard = False
         try:
             for speech in spoken:
-                self._wait(stop)
+                _wait(self._go, stop)
                 put(ev.ReplySpeech(self._start.reply_id, speech))
                 heard = True
+                _wait(self._aloud, stop)
         except TextError:
             if heard or self._start.voice is not None:
                 raise
             # Nothing but signs: the text stays, and is not heard.
 
-    def _wait(self, stop: threading.Event) -> None:
-        """Wait while the reply is told to. Polling, since two things can end it."""
-        while not self._go.wait(0.05) and not stop.is_set():
-            pass
+
+def _wait(go: threading.Event, stop: threading.Event) -> None:
+    """Wait for one of the two."""
+    while not go.wait(0.05) and not stop.is_set():
+        pass
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Who may use the models now: one object for all sessions of a process.
 
 There are a few places for hearing and a few for replying. Whoever wants one waits in the order of urgency, then of
-arrival. A speculative reply gives its place up as soon as a reply that somebody waits for needs it.
+arrival. A speculative reply gives its place up as soon as a reply that somebody waits for needs it. Whoever is awaited
+and gets no place in time is refused: late speech is worse than none.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from enum import IntEnum
+
+from stepaudio.errors import BusyError
 
 
 class Urgency(IntEnum):
@@ -25,10 +28,12 @@ class Urgency(IntEnum):
 
 
 class Lane:
-    """`places` pieces of work at once. Belongs to one event loop."""
+    """`places` pieces of work at once; awaited work begins within `patience` seconds or is refused. Belongs to one
+    event loop."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, *, patience: float | None = None) -> None:
         self.places = places
+        self.patience = patience
         self._working: list[Ticket] = []
         self._waiting: list[Ticket] = []
 
@@ -42,6 +47,11 @@ class Lane:
         """0 when nothing runs or waits that somebody awaits, 1 when the next awaited work would have to wait."""
         awaited = sum(t.urgency <= Urgency.LIKELY for t in (*self._working, *self._waiting))
         return min(1.0, awaited / self.places)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody waits for work that has no place."""
+        return any(ticket.urgency is Urgency.AWAITED for ticket in self._waiting)
 
     @property
     def free(self) -> bool:
@@ -87,39 +97,62 @@ class Ticket:
         self.granted = asyncio.Event()
         self.asked_to_leave = False
         self._lane = lane
+        self._refused = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def hurry(self) -> None:
         """Somebody waits for this now."""
         self.urgency = Urgency.AWAITED
         self.asked_to_leave = False
         self._lane.assign()
+        self._limit()
 
-    async def stand_aside(self, until: asyncio.Event) -> None:
+    async def stand_aside(self, until: Awaitable[object]) -> None:
         """Give the place up until something has come about, then wait for one again."""
         self._lane.leave(self)
         self.granted.clear()
         self.asked_to_leave = False
-        await until.wait()
+        await until
         self._lane.enter(self)
         await self.granted.wait()
 
     async def __aenter__(self) -> Ticket:
+        """Raises BusyError when there was no place in time."""
         self._lane.enter(self)
+        self._limit()
         try:
             await self.granted.wait()
         except BaseException:
             self._lane.leave(self)
             raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+        if self._refused:
+            raise BusyError("Too many others are being answered: say it again in a moment.", retry_after=5)
         return self
+
+    def _limit(self) -> None:
+        """From when it is awaited, the time for it to begin runs."""
+        patience = self._lane.patience
+        if patience is not None and self.urgency is Urgency.AWAITED and not self.granted.is_set():
+            self._timer = asyncio.get_running_loop().call_later(patience, self._refuse)
+
+    def _refuse(self) -> None:
+        if not self.granted.is_set():
+            self._lane.leave(self)
+            self._refused = True
+            self.granted.set()
 
     async def __aexit__(self, *_: object) -> None:
         self._lane.leave(self)
 
 
 class Scheduler:
-    """The places for all sessions of a process; by default as many replies at once as the machine has cores."""
+    """The places for all sessions of a process; by default as many replies at once as the machine has cores. A reply
+    that is awaited begins within `patience` seconds or is refused."""
 
-    def __init__(self, *, hearing: int | None = None, replying: int | None = None) -> None:
+    def __init__(self, *, hearing: int | None = None, replying: int | None = None, patience: float = 5.0) -> None:
         cores = os.cpu_count() or 1
         self.hearing = Lane(hearing or max(1, cores // 2))
-        self.replying = Lane(replying or max(2, cores))
+        self.replying = Lane(replying or max(2, cores), patience=patience)

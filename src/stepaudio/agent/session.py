@@ -43,6 +43,8 @@ _SCORED_SECONDS = 8.0
 _OVERDUE = 0.05
 """Seconds until the next tick when one is due already and changed nothing."""
 _WARMING = "warm"
+_ENOUGH_AHEAD = 2.0
+"""Seconds of audio ahead of the listener with which a reply can let others go first."""
 _MOST_TOOL_THREADS = 16
 """Tools that block may be given up, but not stopped; beyond so many a session starts no more."""
 
@@ -281,6 +283,8 @@ class Session:
     def _start_reply(self, start: ev.StartReply) -> None:
         going = self._going[start.reply_id] = threading.Event()
         going.set()
+        aloud = threading.Event()
+        aloud.set()
         lane = self._scheduler.replying
         if start.speculative:
             ticket = lane.ticket(Urgency.SPECULATIVE, give_up=partial(self.handle, ev.Load(1.0)))
@@ -293,8 +297,13 @@ class Session:
         if not (start.speculative and asked_for):
             self._stop_warming()
 
+        async def stand_aside(until: Coroutine[Any, Any, object]) -> None:
+            aloud.clear()
+            await ticket.stand_aside(until)
+            aloud.set()
+
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
-            return make_reply(self._models, start, language=language, go=going, cancel=cancel)
+            return make_reply(self._models, start, language=language, go=going, aloud=aloud, cancel=cancel)
 
         async def work(watchdog: _Watchdog) -> None:
             if warming is not None:  # what it has read would not be known where another reads at the same time
@@ -304,11 +313,18 @@ class Session:
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
                     if not self._room.is_set():
-                        await ticket.stand_aside(self._room)
+                        await stand_aside(self._room.wait())
                     watchdog.calm()
                     self.handle(event)
+                    if isinstance(event, ev.ReplySpeech) and lane.wanted and (spare := self._spare()) > 0:
+                        await stand_aside(asyncio.sleep(spare))
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
+
+    def _spare(self) -> float:
+        """Seconds for which the listener of this session has enough to hear."""
+        ends_at = self.controller.playback.ends_at
+        return 0.0 if ends_at is None else ends_at - self._clock() - _ENOUGH_AHEAD
 
     async def _warm(self) -> None:
         """Have the responder read ahead, as long as nobody else needs the place."""

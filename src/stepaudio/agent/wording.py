@@ -27,6 +27,12 @@ _BACKCHANNEL_WORDS = FILLERS | _words(
 _BACKCHANNEL_PHRASES = _words(
     "gotit isee iknow ofcourse makessense thatsright 是的 好的 明白 明白了 知道 知道了 没错 原来如此 是吗 是啊"
 )
+_HUM = re.compile(r"m*h*m+|(?:u+h+){2}|a+h+a+")
+_HUM_SECONDS = 0.5
+_INTERRUPTIONS = _words(
+    """stop wait no not don't quiet enough cancel hold hang hey hello hi sorry pardon excuse but actually what who why
+    how when where which never nope please 停 等 不 别 慢 够 错 什 谁 喂 哪 怎 取 没"""
+)
 _SHORT_ANSWERS = _words(
     """yes no yeah yep nope okay ok sure thanks thank please right correct exactly maybe never
     always hello hi hey bye goodbye stop cancel continue thankyou yesplease nothanks ofcourse
@@ -102,7 +108,14 @@ def is_backchannel(text: str) -> bool:
     if not said or len(said) > 4:
         return False
     phrase = "".join(word for word in said if word not in FILLERS)
-    return phrase in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS for word in said)
+    return phrase in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS or _HUM.fullmatch(word) for word in said)
+
+
+def may_be_hum(text: str, seconds: float) -> bool:
+    """Whether so little speech, heard as one or two words, may be a hum: recognisers hear a word in every "mm-hm"
+    ("Mom.", "你"). What interrupts when it is said that shortly ("stop", "what", "等") is no hum."""
+    said = tokens(text)
+    return seconds < _HUM_SECONDS and len(said) <= 2 and _INTERRUPTIONS.isdisjoint(said)
 
 
 class TextTurnScorer:

@@ -1,211 +1,171 @@
 """Which codebook does a language model hear with? The paper's ablation (arXiv 2502.11946 section 3.1), small.
 
 One Step-1 language model is trained per arrangement of the same codes: both codebooks interleaved, semantic codes
-alone, linguistic codes alone; the same sizes, sentences, updates and seed. It learns to continue the codes and to
-transcribe them: after the codes of each 120 ms comes one place for text, which holds the next piece of a word that has
-ended, or nothing. So a transcript runs along with the speech, and no alignment has to be discovered in the little time
-that there is.
+alone, linguistic codes alone; the same sizes, sentences, updates and seed. It learns to continue the codes, and to
+transcribe them in phonemes: after the codes of each 120 ms come places for the phonemes that have ended by then. So a
+transcript runs along with the speech, and no alignment has to be discovered in the little time that there is.
 
-Shapes: B utterances, T tokens, G groups of 120 ms.
+Shapes: G groups of 120 ms, T tokens.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from stepaudio.data.manifest import Utterance
+from stepaudio.lm.cache import Cache
+from stepaudio.lm.runner import Span, make_runner
 from stepaudio.lm.step1 import Config, Step1
+from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, RATIO, SEMANTIC_CODES
 from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.asr import IGNORE
-from stepaudio.train.pieces import BLANK, Pieces
-from stepaudio.train.speech import batches
+from stepaudio.train.documents import GROUP_MS, Document, groups
+from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 
 Streams = Literal["dual", "semantic", "linguistic"]
-_LINGUISTIC, _SEMANTIC = 1024, 4096
-_PER_GROUP = {"linguistic": 2, "semantic": 3}
-_AFTER = 8
-"""Groups of silence after the speech, in which the last words are written."""
-_GROUP_MS = 120
+PLACES = 3
+"""Places for phonemes in a group: 25 a second, twice as many as are spoken."""
+AFTER = 3
+"""Groups of silence behind the speech, in which the last phonemes are written."""
+_BEGIN, _BLANK, _SPECIALS = 0, 1, 2
+_GROUPS = 400
+"""Groups in a micro-batch: 48 seconds, whatever the arrangement."""
 
 
 @dataclass(frozen=True)
-class Example:
-    """Codes by stream, [G, 2] and [G, 3], and the piece to write after each group [G]; what was said."""
-
-    linguistic: NDArray[np.int64]
-    semantic: NDArray[np.int64]
-    pieces: NDArray[np.int64]
-    spoken: str
-
-
-def example(utterance: Utterance, codes: DualCodes, pieces: Pieces) -> Example | None:
-    """An example of an utterance, or None when its words cannot be told apart in its phonemes."""
-    ends = _word_ends(utterance)
-    if ends is None:
-        return None
-    groups = min(len(codes.linguistic) // 2, len(codes.semantic) // 3)
-    places = np.full(groups + _AFTER, BLANK)
-    free = 0
-    for word, end in zip(utterance.spoken.split(), ends, strict=True):
-        for piece in pieces.encode(word):
-            free = max(free, -(-end // _GROUP_MS))
-            if free >= len(places):
-                return None
-            places[free] = piece
-            free += 1
-    padded = [
-        np.concatenate([stream[: n * groups].reshape(groups, n), np.full((_AFTER, n), stream[n * groups - 1])])
-        for stream, n in ((codes.linguistic, 2), (codes.semantic, 3))
-    ]
-    return Example(padded[0], padded[1], places, utterance.spoken)
-
-
-def _word_ends(utterance: Utterance) -> list[int] | None:
-    """When each spoken word ends in milliseconds, if phonemes and words tell the same number of words."""
-    ends: list[int] = []
-    begun = False
-    for symbol, end in zip(utterance.phonemes, utterance.ends, strict=True):
-        if symbol != " ":
-            ends = [*ends[:-1], end] if begun else [*ends, end]
-        begun = symbol != " "
-    return ends if len(ends) == len(utterance.spoken.split()) else None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How examples become tokens: the codes of a group, then its place for text. Ids: pieces, linguistic, semantic."""
+class Arrangement:
+    """How codes and phonemes become tokens: the codes of a group, then its places. `phonemes` are one character
+    each."""
 
     streams: Streams
-    pieces: int
+    phonemes: str
 
     @property
-    def group(self) -> int:
-        return 1 + sum(n for name, n in _PER_GROUP.items() if self.streams in ("dual", name))
+    def linguistic(self) -> range:
+        start = _SPECIALS + len(self.phonemes)
+        return range(start, start + LINGUISTIC_CODES)
 
     @property
-    def vocabulary(self) -> int:
-        return self.pieces + _LINGUISTIC + _SEMANTIC
+    def semantic(self) -> range:
+        return range(self.linguistic.stop, self.linguistic.stop + SEMANTIC_CODES)
 
-    def tokens(self, one: Example) -> Tensor:
-        """The example as tokens [G * group]."""
+    @property
+    def codes(self) -> int:
+        """Codes in a group."""
+        return sum(
+            n for name, n in zip(("linguistic", "semantic"), RATIO, strict=True) if self.streams in ("dual", name)
+        )
+
+    def continuation(self, codes: DualCodes) -> Document:
+        """The codes alone, all trained."""
+        return Document.of("continuation", [([_BEGIN], False), (self._columns(codes).reshape(-1), True)])
+
+    def asr(self, utterance: Utterance, codes: DualCodes) -> Document | None:
+        """Codes and phonemes, of which the phonemes are trained; None when they are too many for their places."""
+        columns = self._columns(codes)
+        columns = np.concatenate([columns, np.repeat(columns[-1:], AFTER, axis=0)])
+        places = np.full(len(columns) * PLACES, _BLANK)
+        free = 0
+        for symbol, end in zip(utterance.phonemes, utterance.ends, strict=True):
+            if symbol in self.phonemes:
+                # One group late: the codes of a group are not all of what is heard in it.
+                free = max(free, -(-end // GROUP_MS) * PLACES)
+                if free >= len(places):
+                    return None
+                places[free] = _SPECIALS + self.phonemes.index(symbol)
+                free += 1
+        tokens = np.concatenate([columns, places.reshape(-1, PLACES)], axis=1)
+        trained = np.zeros(tokens.shape, dtype=bool)
+        trained[:, self.codes :] = True
+        return Document(
+            "asr",
+            np.concatenate([[_BEGIN], tokens.reshape(-1)]).astype(np.int32),
+            np.concatenate([[False], trained.reshape(-1)]),
+        )
+
+    def phonemes_of(self, document: Document) -> list[str]:
+        """What stands in the places of a transcribed document."""
+        return self.decode(document.tokens[document.trained].tolist())
+
+    def decode(self, tokens: Iterable[int]) -> list[str]:
+        return [self.phonemes[token - _SPECIALS] for token in tokens if token >= _SPECIALS]
+
+    def task(
+        self,
+        utterances: Sequence[tuple[Utterance, DualCodes]],
+        *,
+        width: int = 192,
+        layers: int = 4,
+        rate: float = 2e-3,
+        seed: int = 0,
+    ) -> LmTask:
+        """A new language model and what it learns: as many groups of either kind."""
+        heard = (self.asr(utterance, codes) for utterance, codes in utterances)
+        documents = {
+            "asr": [one for one in heard if one is not None],
+            "continuation": [self.continuation(codes) for _, codes in utterances],
+        }
+        heads = max(1, width // 48)
+        size = -(-self.semantic.stop // 64) * 64
+        model = Step1(Config(size, width, 4 * width, layers, heads, heads, max_seq_len=4096)).initialise(seed)
+        shares = {"asr": PLACES, "continuation": self.codes}
+        return LmTask(
+            Step1Scorer(model),
+            documents,
+            shares,
+            Rates(rate),
+            tokens=_GROUPS * (2 * self.codes + PLACES) // 2,
+            seed=seed,
+            streams={"linguistic": self.linguistic, "semantic": self.semantic},
+        )
+
+    def _columns(self, codes: DualCodes) -> NDArray[np.int64]:
+        """The codes of each group as ids [G, codes]."""
+        linguistic, semantic = groups(codes)
         columns = []
         if self.streams != "semantic":
-            columns.append(one.linguistic + self.pieces)
+            columns.append(linguistic + self.linguistic.start)
         if self.streams != "linguistic":
-            columns.append(one.semantic + self.pieces + _LINGUISTIC)
-        return torch.from_numpy(np.concatenate([*columns, one.pieces[:, None]], axis=1).reshape(-1))
+            columns.append(semantic + self.semantic.start)
+        return np.concatenate(columns, axis=1)
 
 
-@dataclass(frozen=True)
-class AblationConfig:
-    """One training; the same for every arrangement."""
-
-    steps: int = 1000
-    batch_seconds: float = 60.0
-    width: int = 192
-    layers: int = 4
-    learning_rate: float = 2e-3
-    warmup: int = 100
-    text_weight: float = 3.0
-    """Places for text count more than codes, of which there are many more."""
-    seed: int = 0
-    bf16: bool = True
-
-
-def train(
-    layout: Layout,
-    examples: Sequence[Example],
-    config: AblationConfig,
-    log: Callable[[dict[str, Any]], None] = lambda line: None,
-) -> Step1:
-    """A language model of one arrangement."""
-    torch.manual_seed(config.seed)
-    heads = max(1, config.width // 48)
-    model = Step1(
-        Config(layout.vocabulary, config.width, 4 * config.width, config.layers, heads, heads, max_seq_len=4096)
-    ).initialise(config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    durations = [len(one.pieces) * _GROUP_MS / 1000 for one in examples]
-    step, epoch, since = 0, 0, time.perf_counter()
-    while step < config.steps:
-        for indices in batches(durations, seconds=config.batch_seconds, seed=config.seed, epoch=epoch):
-            rate = min((step + 1) / config.warmup, (config.steps - step) / (0.5 * config.steps), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate
-            tokens_BT = pad_sequence([layout.tokens(examples[i]) for i in indices], batch_first=True, padding_value=-1)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                nats_BT = _surprise(model, tokens_BT)
-            text_BT = _is_text(layout, tokens_BT)
-            weights_BT = (tokens_BT >= 0) * torch.where(text_BT, config.text_weight, 1.0)
-            loss = (nats_BT * weights_BT).sum() / weights_BT.sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if step % 50 == 0 or step == config.steps:
-                log({"step": step, "loss": float(loss.detach()), "seconds": time.perf_counter() - since})
-            if step == config.steps:
-                break
-        epoch += 1
-    return model.eval()
+def transcribe(model: Step1, arrangement: Arrangement, documents: Sequence[Document]) -> list[list[str]]:
+    """Greedy transcripts, all documents side by side: their codes are given, only what the model wrote itself is in
+    the places."""
+    size = arrangement.codes + PLACES
+    rows = [document.tokens[1:].reshape(-1, size)[:, : arrangement.codes].tolist() for document in documents]
+    longest = max(map(len, rows))
+    cache = Cache(model.config, slots=len(rows), tokens=1 + longest * size, dtype=model.lm_head.weight.dtype)
+    runner = make_runner(model, cache)
+    written: list[list[int]] = [[_BEGIN] for _ in rows]
+    for group in range(longest):
+        going = [index for index, row in enumerate(rows) if group < len(row)]
+        given = {index: [written[index][-1], *rows[index][group]] for index in going}
+        for _ in range(PLACES):
+            scores_BV = runner.step([Span(index, given[index]) for index in going])
+            chosen = scores_BV[:, _BLANK : arrangement.linguistic.start].argmax(dim=-1) + _BLANK
+            for index, token in zip(going, chosen.tolist(), strict=True):
+                written[index].append(token)
+                given[index] = [token]
+    return [arrangement.decode(tokens) for tokens in written]
 
 
-def _surprise(model: Step1, tokens_BT: Tensor) -> Tensor:
-    """Nats of each token given those before it [B, T]; the first is given the blank."""
-    before_BT = F.pad(tokens_BT.clamp(min=0), (1, 0), value=BLANK)[:, :-1]
-    scores_BTV = model(before_BT).float()
-    wanted = tokens_BT.masked_fill(tokens_BT < 0, IGNORE)
-    return F.cross_entropy(scores_BTV.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="none").view_as(
-        tokens_BT
-    )
-
-
-def _is_text(layout: Layout, tokens_BT: Tensor) -> Tensor:
-    return (torch.arange(tokens_BT.shape[1]) % layout.group == layout.group - 1).expand_as(tokens_BT)
-
-
-@torch.inference_mode()
-def perplexities(model: Step1, layout: Layout, examples: Sequence[Example]) -> dict[str, float]:
-    """Perplexity per token of each stream in its arrangement, and nats of code per second of speech."""
-    nats: dict[str, list[float]] = {"linguistic": [], "semantic": []}
-    for one in examples:
-        speech = layout.tokens(one)[: (len(one.pieces) - _AFTER) * layout.group][None]
-        surprise = _surprise(model, speech)[0]
-        for name, first in (("linguistic", layout.pieces), ("semantic", layout.pieces + _LINGUISTIC)):
-            size = _LINGUISTIC if name == "linguistic" else _SEMANTIC
-            nats[name] += surprise[(speech[0] >= first) & (speech[0] < first + size)].tolist()
-    seconds = sum(len(one.pieces) - _AFTER for one in examples) * _GROUP_MS / 1000
-    known = {name: values for name, values in nats.items() if values}
-    everything = [value for values in known.values() for value in values]
+@torch.no_grad()
+def perplexities(task: LmTask, arrangement: Arrangement, held_out: Sequence[DualCodes]) -> dict[str, float]:
+    """Perplexity per code of each stream and of all, where only codes are continued, and nats per second of speech."""
+    task.held_out = [arrangement.continuation(codes) for codes in held_out]
+    task.kinds = sorted({*task.kinds, "continuation"})
+    figures = task.evaluate()
+    known = {name.rpartition("/")[2]: nats for name, nats in figures.items()}
+    total = known.pop("continuation")
     return {
-        **{name: float(np.exp(np.mean(values))) for name, values in known.items()},
-        "all": float(np.exp(np.mean(everything))),
-        "nats_per_second": float(np.sum(everything)) / seconds,
+        **{name: float(np.exp(nats)) for name, nats in known.items()},
+        "all": float(np.exp(total)),
+        "nats_per_second": total * arrangement.codes * 1000 / GROUP_MS,
     }
-
-
-@torch.inference_mode()
-def transcribe(model: Step1, layout: Layout, examples: Sequence[Example], pieces: Pieces) -> list[str]:
-    """Greedy transcripts, all examples side by side: codes are given, only what the model wrote itself is text."""
-    rows = [layout.tokens(one) for one in examples]
-    tokens_BT = pad_sequence(rows, batch_first=True, padding_value=BLANK)
-    places = range(layout.group - 1, tokens_BT.shape[1], layout.group)
-    tokens_BT[:, places] = BLANK
-    for place in places:
-        before_BT = F.pad(tokens_BT[:, :place], (1, 0), value=BLANK)
-        tokens_BT[:, place] = model(before_BT)[:, -1, : layout.pieces].argmax(dim=-1)
-    texts = []
-    for row, one in zip(tokens_BT, rows, strict=True):
-        texts.append(pieces.decode(row[layout.group - 1 : len(one) : layout.group].tolist()))
-    return texts

@@ -17,6 +17,7 @@ import numpy as np
 from stepaudio.audio.pcm import Samples
 from stepaudio.bench.live.clips import RATE, audible_span
 from stepaudio.bench.live.recording import Cut, Recording, Said
+from stepaudio.errors import BusyError
 from stepaudio.speech.roles import Word
 
 _UNIT = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+(?:['’][^\W_\u3400-\u9fff]+)*")
@@ -85,6 +86,12 @@ def turns(recording: Recording) -> list[TurnMeasure]:
             )
         )
     return measured
+
+
+def refused(recording: Recording) -> int:
+    """Replies that the server told it would not make in time."""
+    ended = [event["response"]["status_details"] or {} for event in recording.of_type("response.done")]
+    return sum(details.get("error", {}).get("code") == BusyError.code for details in ended)
 
 
 def reply_onsets(recording: Recording) -> list[float]:

@@ -46,6 +46,7 @@ def _arm(
     return {
         "turns": len(turns),
         "missed": sum(turn.missed for turn in turns),
+        "refused": sum(measure.refused(recording) for recording in recordings),
         "latency": _latency(turns),
         "latency_by_kind": {kind: _latency(t for t in turns if t.kind == kind) for kind in _each(turns, "kind")},
         "latency_by_language": {
@@ -143,6 +144,7 @@ def render_steps(steps: Sequence[Step], limit: float) -> RenderableType:
 def _rows(arm: dict[str, Any]) -> Iterable[tuple[str, tuple[str, ...]]]:
     yield "turns", ("turns",)
     yield "missed", ("missed",)
+    yield "replies refused", ("refused",)
     yield "latency", ("latency",)
     for group in ("kind", "language"):
         for name in arm[f"latency_by_{group}"]:

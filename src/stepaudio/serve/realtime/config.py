@@ -57,10 +57,14 @@ _OF_REPLIES = ("create_response", "interrupt_response", "idle_timeout_ms")
 
 
 class SessionConfig:
-    """The session's fields as the client sees them. `mcp` lets it name MCP servers."""
+    """The session's fields as the client sees them. `mcp` lets it name MCP servers, `acoustic` ask the acoustic turn
+    scorer."""
 
-    def __init__(self, model: str, speaker: Speaker, transcriber: Transcriber, *, mcp: bool = False) -> None:
+    def __init__(
+        self, model: str, speaker: Speaker, transcriber: Transcriber, *, mcp: bool = False, acoustic: bool = False
+    ) -> None:
         self._mcp = mcp
+        self._acoustic = acoustic
         self._speaker = speaker
         self._languages = transcriber.languages
         self.fields = copy.deepcopy(_DEFAULTS)
@@ -155,6 +159,20 @@ class SessionConfig:
             )
         return None if name == known[0] else name
 
+    def reply_voice(self, voice: str | Mapping[str, str] | None) -> str | None:
+        """The speaker's name for the voice of one reply; None for the session's. Raises RequestError."""
+        name = self.voice(voice)
+        if voice is not None and name is None and self.voice(self.output["voice"]) is not None:
+            return self._speaker.voices[0].name
+        return name
+
+    def shown_voice(self, name: str | None) -> str:
+        """What the client knows the voice of a reply by: the session's own word for the session's voice."""
+        own = self.output["voice"]
+        if name is None or name == self.voice(own):
+            return str(own["id"] if isinstance(own, Mapping) else own)
+        return name
+
     def _turn(self) -> TurnConfig | None:
         detection = self.input["turn_detection"]
         if detection is None:
@@ -193,6 +211,12 @@ class SessionConfig:
                 f"The language '{language}' is not understood here; these are: {', '.join(self._languages)}.",
                 code="invalid_value",
                 param="session.audio.input.transcription.language",
+            )
+        if self.extras.get("acoustic") and not self._acoustic:
+            raise RequestError(
+                "The models of this server have no acoustic turn scorer: leave `acoustic` out.",
+                code="invalid_value",
+                param="session.stepaudio.acoustic",
             )
         self._check_mcp()
         self.settings()
@@ -269,6 +293,11 @@ def sampling(max_output_tokens: int | str, temperature: float) -> Sampling:
         max_tokens=_UNLIMITED_TOKENS if max_output_tokens == "inf" else int(max_output_tokens),
         temperature=temperature,
     )
+
+
+def shown_tokens(most: int) -> int | str:
+    """`max_output_tokens` as the client knows it."""
+    return "inf" if most == _UNLIMITED_TOKENS else most
 
 
 def client_tools(tools: Sequence[Mapping[str, Any]]) -> tuple[ToolSpec, ...]:

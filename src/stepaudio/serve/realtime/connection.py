@@ -198,7 +198,7 @@ class Connection:
         return ReplyOptions(
             instructions=fields.get("instructions"),
             speak=of.speaks(fields["output_modalities"]) if "output_modalities" in fields else None,
-            voice=self.config.voice(output.get("voice")),
+            voice=self.config.reply_voice(output.get("voice")),
             speed=output.get("speed"),
             sampling=of.sampling(
                 fields.get("max_output_tokens", session["max_output_tokens"]), self.config.temperature

@@ -9,7 +9,7 @@ from typing import Any
 
 from stepaudio.agent import events as ev
 from stepaudio.agent.context import CallItem, MessageItem, OutputItem
-from stepaudio.serve.realtime.config import SessionConfig
+from stepaudio.serve.realtime.config import SessionConfig, shown_tokens
 from stepaudio.serve.realtime.formats import AudioEncoder
 from stepaudio.serve.realtime.items import item_json
 from stepaudio.speech.roles import Finish
@@ -146,8 +146,8 @@ class Encoder:
             "output": [],
             "conversation_id": self.conversation_id if notice.in_history else None,
             "output_modalities": ["audio"] if notice.speak else ["text"],
-            "max_output_tokens": config.fields["max_output_tokens"],
-            "audio": {"output": {"format": config.output["format"], "voice": _voice_name(config.output["voice"])}},
+            "max_output_tokens": shown_tokens(notice.max_tokens),
+            "audio": {"output": {"format": config.output["format"], "voice": config.shown_voice(notice.voice)}},
             "metadata": dict(notice.metadata) or None,
             "usage": None,
         }
@@ -281,10 +281,6 @@ def _place(reply_id: str, item_id: str, index: int) -> Json:
 
 def _part(text: str, spoken: bool) -> Json:
     return {"type": "audio", "transcript": text} if spoken else {"type": "text", "text": text}
-
-
-def _voice_name(voice: Any) -> str:
-    return str(voice["id"] if isinstance(voice, dict) else voice)
 
 
 def _ms(seconds: float) -> int:

@@ -84,7 +84,8 @@ class Hub:
         """A session's fields as they are when the client says nothing; any model's name means the loaded bundle."""
         bundle = self.server.bundle
         mcp = self.server.settings.session_mcp
-        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber, mcp=mcp)
+        acoustic = bundle.has("turn_scorer")
+        return SessionConfig(model or bundle.name, bundle.speaker, bundle.transcriber, mcp=mcp, acoustic=acoustic)
 
     def count(self, statistics: Statistics) -> None:
         """A session has ended: add what its speculations did to the server's metrics."""
