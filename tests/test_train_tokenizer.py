@@ -21,7 +21,7 @@ from stepaudio.train.kmeans import fit_codebook
 from stepaudio.train.pieces import Pieces
 from stepaudio.train.reader import greedy
 from stepaudio.train.speech import batches, fit_frontend, samples
-from stepaudio.train.tokenizer import TrainConfig, Trainer, fit_linguistic, linguistic_recipe, train
+from stepaudio.train.tokenizer import TokenizerTask, TrainConfig, begin, fit_linguistic, linguistic_recipe, train
 
 TEXTS = ["abca", "cab", "bcac", "ba"]
 MODEL = RecognizerConfig(width=64, blocks=1, reader_blocks=1, levels=(5, 5, 5), codes=32, pieces=8)
@@ -61,49 +61,48 @@ def config(manifest, out, **changes):
     return TrainConfig(manifest, out, model, **(defaults | changes))
 
 
-def features(trainer, count=None):
-    rows = [(u, torch.from_numpy(trainer.frontend(samples(u))), 1.0) for u in trainer.utterances[:count]]
-    batch = trainer.batch(rows)
+def features(task, count=None):
+    rows = [(u, torch.from_numpy(task.frontend(samples(u))), 1.0) for u in task.utterances[:count]]
+    batch = task.batch(rows)
     return batch.x_BTI, batch.lengths_B
 
 
 @torch.no_grad()
-def read(trainer, x, lengths):
+def read(task, x, lengths):
     """The texts that the reader writes from the codes alone."""
-    model = trainer.model.eval()
+    model = task.model.eval()
     scores = model.reader.scores(model.reader(model.encode(x, lengths)[0], lengths))
-    return [greedy(row[:n], trainer.pieces.names) for row, n in zip(scores, lengths, strict=True)]
+    return [greedy(row[:n], task.pieces.names) for row, n in zip(scores, lengths, strict=True)]
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
 def test_learns_the_texts_through_the_bottleneck(manifest, tmp_path, quantizer):
     """Every text can be read from the codes alone within 300 updates, and usually within 100."""
-    trainer = Trainer(config(manifest, tmp_path, model={"quantizer": quantizer}, bf16=quantizer == "fsq"))
-    x, lengths = features(trainer)
+    task = TokenizerTask(config(manifest, tmp_path, model={"quantizer": quantizer}, bf16=quantizer == "fsq"))
+    x, lengths = features(task)
     log, texts = [], []
-    for line in trainer.run():
+    for line in begin(task).run():
         log.append(line)
-        texts = read(trainer, x, lengths)
-        trainer.model.train()
+        texts = read(task, x, lengths)
         if texts == TEXTS:
             break
     assert texts == TEXTS
-    assert log[-1]["total"] < 0.7 * log[0]["total"]
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     assert 0 < log[-1]["usage"] <= 1
     assert 1 < log[-1]["perplexity"] <= 125
 
 
 @pytest.mark.parametrize("quantizer", ["fsq", "vq"])
 def test_the_exported_branch_gives_the_codes_of_training(manifest, tmp_path, quantizer):
-    trainer = train(config(manifest, tmp_path, model={"quantizer": quantizer}, steps=5))
+    task = train(config(manifest, tmp_path, model={"quantizer": quantizer}, steps=5))
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [5]
     branch = checkpoint.load_branch(tmp_path / checkpoint.SEMANTIC)
-    heard = samples(trainer.utterances[0])
-    x, lengths = features(trainer, 1)
+    heard = samples(task.utterances[0])
+    x, lengths = features(task, 1)
     with torch.inference_mode():
-        trainer.model.encoder.half().float()  # the export is half precision
-        seen = trainer.model.eval().encode(x, lengths)[1]
+        task.model.encoder.half().float()  # the export is half precision
+        seen = task.model.eval().encode(x, lengths)[1]
     assert len(set(seen.tolist())) > 1
     assert encode(branch, heard).tolist() == seen.tolist()
     stream = BranchStream(branch)
@@ -116,20 +115,38 @@ def test_an_interrupted_run_ends_as_the_whole_one(manifest, tmp_path, quantizer)
     model = {"quantizer": quantizer, "dropout": 0.1}
     options = {"steps": 7, "save_every": 4, "batch_seconds": 1.5, "model": model}
     whole = train(config(manifest, tmp_path / "whole", **options))
-    cut = Trainer(config(manifest, tmp_path / "cut", **options))
+    cut = begin(TokenizerTask(config(manifest, tmp_path / "cut", **options)))
     for line in cut.run():
         if line["step"] == 5:  # one step after the checkpoint: that step is lost and done again
             break
     resumed = train(config(manifest, tmp_path / "cut", **options))
-    assert resumed.step == 7
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    losses = [[(line["step"], line["loss"]) for line in map(json.loads, log)] for log in logs]
+    assert losses[0] == losses[1]
+    assert losses[0][-1][0] == 7
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_a_manifest_that_has_grown_begins_a_new_epoch(manifest, tmp_path):
+    lines = manifest.read_text().splitlines()
+    grown = tmp_path / "manifest.jsonl"
+    for path in manifest.parent.glob("*.wav"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    grown.write_text("\n".join(lines[:3]))
+    options = {"steps": 2, "batch_seconds": 0.8}
+    train(config(grown, tmp_path / "out", **options))
+    grown.write_text("\n".join(lines))
+    again = begin(TokenizerTask(config(grown, tmp_path / "out", **options | {"steps": 3})))
+    again.task.cursor.restore(again.cursor)
+    assert (again.task.cursor.epoch, again.task.cursor.position) == (1, 0)
+    assert [line["step"] for line in again.run()] == [3]
 
 
 def test_a_checkpoint_of_another_run_is_refused(manifest, tmp_path):
     train(config(manifest, tmp_path, steps=1))
     with pytest.raises(InputError, match="another"):
-        Trainer(config(manifest, tmp_path, steps=1, seed=1))
+        begin(TokenizerTask(config(manifest, tmp_path, steps=1, seed=1)))
 
 
 def test_linguistic_codebook_and_a_whole_tokenizer(manifest, tmp_path):

@@ -77,8 +77,8 @@ def tokenizer(
 
         def report(line: dict[str, Any]) -> None:
             last.update(line)
-            speed = f"{line['audio_seconds_per_second']:.0f} s/s, {line['codes_per_second']:.0f} codes/s"
-            bars.update(task, completed=line["step"], description=f"loss {line['total']:.3f}, {speed}")
+            speed = f"{line['audio_seconds_per_second']:.0f} s/s, {line['tokens_per_second']:.0f} codes/s"
+            bars.update(task, completed=line["step"], description=f"loss {line['loss']:.3f}, {speed}")
 
         train(config, report)
         if not semantic:

@@ -4,8 +4,8 @@
     linguistic = TrainConfig(manifest, out2, linguistic_recipe())
     train(linguistic), fit_linguistic(linguistic)       # linguistic: an encoder, then k-means on its outputs
 
-`out` holds `checkpoint.pt` (everything needed to go on) and the one before it, `log.jsonl` (one line per `log_every`
-steps) and at the end `semantic.safetensors` with `reader.safetensors`, or `linguistic.safetensors`. A run that was cut
+`out` holds what `stepaudio.train.loop` keeps of a run, `front.pt` (what was fitted to the manifest before) and at the
+end `semantic.safetensors` with `reader.safetensors`, or `linguistic.safetensors`. A run that was cut
 off goes on from its last checkpoint and ends with the same weights as one that was not. When the manifest has grown
 meanwhile, a new epoch begins.
 """
@@ -13,10 +13,7 @@ meanwhile, a new epoch begins.
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,13 +34,11 @@ from stepaudio.train.asr import IGNORE, Batch, Losses, Recognizer, RecognizerCon
 from stepaudio.train.codes import perplexity, usage
 from stepaudio.train.kmeans import encoder_vectors, fit_codebook
 from stepaudio.train.lexicon import Lexicon
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Schedule, Task
 from stepaudio.train.pieces import Pieces
 from stepaudio.train.reader import FILE as READER
 from stepaudio.train.reader import Literate, save_reader
 from stepaudio.train.speech import batches, fit_frontend, phoneme_labels, phoneme_shares, samples
-
-AHEAD = 4
-"""Batches that are prepared while one is learned."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +55,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup: int = 150
     cooldown: float = 0.3
-    """Last part of the steps, in which the learning rate falls to a fiftieth. A run that has not reached it can be
-    given more or fewer steps and be continued."""
+    """Last part of the steps, in which the learning rate falls to a fiftieth."""
     weight_decay: float = 0.01
     clip: float = 1.0
     seed: int = 0
@@ -79,134 +73,96 @@ def linguistic_recipe(width: int = 144) -> RecognizerConfig:
     )
 
 
-class Trainer:
-    """The state of a run, and one step of it."""
+Item = tuple[int, list[int]]
+"""An epoch, and the utterances of a batch in it."""
+
+
+class _Heard(Epochs[Item]):
+    """Batches of a manifest that may have grown when a run goes on: a new epoch begins then."""
+
+    def __init__(self, plan: Callable[[int], Sequence[Item]], heard: list[int]) -> None:
+        self._heard = heard
+        super().__init__(plan)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"heard": self._heard}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if state["heard"] == self._heard:
+            super().restore(state)
+        else:
+            self._go(state["epoch"] + 1, 0)
+
+
+class TokenizerTask(Task[Item, Batch]):
+    """A recogniser that has to say what is said, through a bottleneck that becomes the tokenizer."""
+
+    model: Recognizer
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.utterances = read_manifest(config.manifest, split="train")
-        self.step = 0
-        self.epoch = 0
-        self.position = 0  # batches of this epoch that are done
-        self.frontend: LfrFrontend
-        self.pieces: Pieces
-        saved = self._saved()
-        if saved is None:
-            self.frontend = fit_frontend(self.utterances, stack=config.model.stack, skip=config.model.skip)
-            self.pieces = Pieces.of((u.words for u in self.utterances), config.model.pieces)
-            symbols = sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes})
-        else:
-            shift, scale = (vector.numpy() for vector in saved["frontend"])
-            self.frontend = LfrFrontend(shift, scale, config.model.stack, config.model.skip)
-            self.pieces = Pieces(bytes(saved["pieces"].tolist()))
-            symbols = saved["phonemes"]
+        self.frontend, self.pieces, symbols = self._front()
         self.phonemes = {symbol: index for index, symbol in enumerate(symbols)}
         torch.manual_seed(config.seed)
         self.model = Recognizer(config.model, len(self.pieces), len(self.phonemes)).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-        )
-        if saved is not None:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["rng"])
-            self.step, self.epoch, self.position = saved["progress"]
-            if saved["heard"] != self._heard():
-                self.epoch, self.position = self.epoch + 1, 0
+        seconds = sum(utterance.duration for utterance in self.utterances)
+        self.cursor = _Heard(self._plan, [len(self.utterances), round(seconds)])
+        self._counts = np.zeros(self.model.quantizer.codes if self.model.quantizer else 0, dtype=np.int64)
 
     @property
-    def _checkpoint(self) -> Path:
-        return self.config.out / "checkpoint.pt"
-
-    def save(self) -> None:
-        """Write the whole state and keep the one before; a crash while writing leaves that."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "progress": [self.step, self.epoch, self.position],
-            "frontend": [torch.from_numpy(self.frontend.shift), torch.from_numpy(self.frontend.scale)],
-            "pieces": torch.frombuffer(bytearray(self.pieces.model), dtype=torch.uint8),
-            "phonemes": list(self.phonemes),
-            "heard": self._heard(),
-            "config": self._identity(),
-        }
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        half = self._checkpoint.with_suffix(".half")
-        torch.save(state, half)
-        if self._checkpoint.is_file():
-            os.replace(self._checkpoint, self.config.out / "checkpoint-before.pt")
-        os.replace(half, self._checkpoint)
-
-    def _saved(self) -> dict[str, Any] | None:
-        if not self._checkpoint.is_file():
-            return None
-        state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True)
-        if state["config"] != self._identity():
-            raise InputError(f"{self._checkpoint} is of another model or seed: choose another folder")
-        return state
-
-    def _identity(self) -> str:
-        """What must be equal for a checkpoint to be continued: all but where it lies, how long it goes on and how
-        often it reports."""
+    def identity(self) -> dict[str, Any]:  # type: ignore[override]
+        """All but where the run lies, how long it goes on and how often it reports."""
         fields = asdict(self.config)
         for name in ("manifest", "out", "sentences", "steps", "log_every", "save_every"):
             del fields[name]
-        return json.dumps(fields, sort_keys=True)
+        return fields
 
-    def _heard(self) -> list[int]:
-        """What tells that the manifest has grown since a checkpoint: its lines and seconds."""
-        return [len(self.utterances), round(sum(utterance.duration for utterance in self.utterances))]
+    def _front(self) -> tuple[LfrFrontend, Pieces, list[str]]:
+        """What is fitted to the manifest before training, and kept when the manifest grows."""
+        model, path = self.config.model, self.config.out / "front.pt"
+        if not path.is_file():
+            frontend = fit_frontend(self.utterances, stack=model.stack, skip=model.skip)
+            pieces = Pieces.of((u.words for u in self.utterances), model.pieces)
+            fitted = {
+                "shift": torch.from_numpy(frontend.shift),
+                "scale": torch.from_numpy(frontend.scale),
+                "pieces": torch.frombuffer(bytearray(pieces.model), dtype=torch.uint8),
+                "phonemes": sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes}),
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            half = path.with_suffix(".half")
+            torch.save(fitted, half)
+            half.replace(path)
+        fitted = torch.load(path, weights_only=True)
+        frontend = LfrFrontend(fitted["shift"].numpy(), fitted["scale"].numpy(), model.stack, model.skip)
+        return frontend, Pieces(bytes(fitted["pieces"].tolist())), fitted["phonemes"]
 
-    def run(self) -> Iterator[dict[str, Any]]:
-        """Train to the last step, giving the log lines; saves on the way and at the end."""
+    def _plan(self, epoch: int) -> list[Item]:
+        config, durations = self.config, [utterance.duration for utterance in self.utterances]
+        plan = batches(durations, seconds=config.batch_seconds, seed=config.seed, epoch=epoch)
+        return [(epoch, indices) for indices in plan]
+
+    def optimizers(self) -> list[torch.optim.Optimizer]:
         config = self.config
-        meter = _Meter(self.model.quantizer.codes if self.model.quantizer else 0, self.frontend.codes_per_second)
-        while self.step < config.steps:
-            plan = batches(
-                [u.duration for u in self.utterances],
-                seconds=config.batch_seconds,
-                seed=config.seed,
-                epoch=self.epoch,
+        return [
+            torch.optim.AdamW(
+                self.model.parameters(),
+                lr=config.learning_rate,
+                betas=(0.9, 0.98),
+                weight_decay=config.weight_decay,
             )
-            for batch in _prepared(self._prepare, plan[self.position :]):
-                losses = self.train_step(batch)
-                self.position += 1
-                if self.position == len(plan):
-                    self.epoch, self.position = self.epoch + 1, 0
-                meter.add(losses, int(batch.lengths_B.sum()))
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    self.save()
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    yield meter.line(self.step, self.epoch, self.optimizer.param_groups[0]["lr"])
-                if self.step == config.steps:
-                    break
+        ]
 
-    def train_step(self, batch: Batch) -> Losses:
-        """One update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        start_B = torch.randint(0, self.config.model.position_reach, (len(batch.x_BTI),))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-            losses: Losses = self.model(batch, start_B)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.step += 1
-        return losses
-
-    def _prepare(self, indices: list[int]) -> Batch:
+    def load(self, item: Item) -> Batch:
         """The batch of these utterances, augmented as it always is in this epoch."""
+        epoch, indices = item
         rows = []
         for index in indices:
             utterance = self.utterances[index]
             heard, stretch = samples(utterance), 1.0
             if self.config.augment:
-                heard, stretch = augment(heard, np.random.default_rng((self.config.seed, self.epoch, index)))
+                heard, stretch = augment(heard, np.random.default_rng((self.config.seed, epoch, index)))
                 heard = normalise_peak(heard)
             rows.append((utterance, torch.from_numpy(self.frontend(heard)), stretch))
         return self.batch(rows)
@@ -235,11 +191,18 @@ class Trainer:
             pad_sequence(phonemes, batch_first=True, padding_value=IGNORE),
         )
 
-    def _learning_rate(self) -> float:
-        """Linear warm-up, a constant stretch, and a linear fall at the end."""
-        c = self.config
-        left = (c.steps - self.step) / max(1.0, c.cooldown * c.steps)
-        return c.learning_rate * min((self.step + 1) / c.warmup, max(left, 0.02), 1.0)
+    def loss(self, batch: Batch, turn: int) -> Loss:
+        start_B = torch.randint(0, self.config.model.position_reach, (len(batch.x_BTI),))
+        losses: Losses = self.model(batch, start_B.to(batch.x_BTI.device))
+        self._counts += np.bincount(losses.codes.cpu().numpy(), minlength=len(self._counts))
+        frames = int(batch.lengths_B.sum())
+        names = ("ctc", "attention", "phonemes", "commitment", "error")
+        return Loss(losses.total * frames, frames, {name: (getattr(losses, name), 1.0) for name in names})
+
+    def evaluate(self) -> dict[str, float]:
+        """How the codes were used since the last time."""
+        counts, self._counts = self._counts, np.zeros_like(self._counts)
+        return {"usage": usage(counts), "perplexity": perplexity(counts)} if len(counts) else {}
 
     def branch(self) -> SanmBranch:
         """The tokenizer branch that was trained. Raises InputError when the model has no quantiser."""
@@ -249,74 +212,46 @@ class Trainer:
         return SanmBranch(self.frontend, encoder, quantizer)
 
 
-def _prepared(prepare: Callable[[list[int]], Batch], plan: list[list[int]]) -> Iterator[Batch]:
-    """The batches of a plan in order, made ahead in a thread of their own."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: list[Future[Batch]] = []
-        for indices in plan:
-            waiting.append(pool.submit(prepare, indices))
-            if len(waiting) > AHEAD:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+def begin(task: TokenizerTask) -> Loop[Item, Batch]:
+    """The run of a task, standing where it was cut off if it was."""
+    config = task.config
+    schedule = Schedule(config.warmup, config.cooldown, floor=0.02)
+    return Loop(
+        task,
+        LoopConfig(
+            config.out,
+            config.steps,
+            schedule=schedule,
+            clip=config.clip,
+            bf16=config.bf16,
+            seed=config.seed,
+            log_every=config.log_every,
+            save_every=config.save_every,
+            evaluate_every=config.log_every,
+        ),
+    )
 
 
-class _Meter:
-    """Means since the last log line."""
-
-    def __init__(self, codes: int, codes_per_second: float) -> None:
-        self._codes, self._codes_per_second = codes, codes_per_second
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self._frames = 0
-        self._counts = np.zeros(self._codes, dtype=np.int64)
-        self._since = time.perf_counter()
-
-    def add(self, losses: Losses, frames: int) -> None:
-        for name in ("total", "ctc", "attention", "phonemes", "commitment", "error"):
-            self._sums[name] = self._sums.get(name, 0.0) + float(getattr(losses, name).detach())
-        self._counts += np.bincount(losses.codes.numpy(), minlength=self._codes)
-        self._steps += 1
-        self._frames += frames
-
-    def line(self, step: int, epoch: int, learning_rate: float) -> dict[str, Any]:
-        line: dict[str, Any] = {"step": step, "epoch": epoch, "learning_rate": learning_rate}
-        line |= {name: total / self._steps for name, total in self._sums.items()}
-        if self._codes:
-            line |= {"usage": usage(self._counts), "perplexity": perplexity(self._counts)}
-        wall = time.perf_counter() - self._since
-        line |= {"codes_per_second": self._frames / wall}
-        line["audio_seconds_per_second"] = self._frames / wall / self._codes_per_second
-        self._clear()
-        return line
-
-
-def train(config: TrainConfig, log: Callable[[dict[str, Any]], None] = lambda line: None) -> Trainer:
-    """Train to the end, or go on with a run that was cut off. `log` gets each line that is written to the log."""
-    trainer = Trainer(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / "log.jsonl").open("a", encoding="utf-8") as file:
-        for line in trainer.run():
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            log(line)
-    if trainer.model.quantizer is not None:
-        checkpoint.save_branch(config.out / checkpoint.SEMANTIC, trainer.branch(), dtype=torch.float16)
-        lexicon = Lexicon.of([*((u.spoken, u.phonemes) for u in trainer.utterances), *_sentences(config.sentences)])
+def train(config: TrainConfig, log: Callable[[dict[str, Any]], None] = lambda line: None) -> TokenizerTask:
+    """Train to the end, or go on with a run that was cut off, and export it. `log` gets each line of the log, with the
+    seconds of audio learned in a second."""
+    task = TokenizerTask(config)
+    for line in begin(task).run():
+        log(line | {"audio_seconds_per_second": line["tokens_per_second"] / task.frontend.codes_per_second})
+    if task.model.quantizer is not None:
+        checkpoint.save_branch(config.out / checkpoint.SEMANTIC, task.branch(), dtype=torch.float16)
+        lexicon = Lexicon.of([*((u.spoken, u.phonemes) for u in task.utterances), *_sentences(config.sentences)])
         save_reader(
             config.out / READER,
             Literate(
-                trainer.model.reader,
-                trainer.pieces.names,
-                list(trainer.phonemes),
-                phoneme_shares(trainer.utterances, trainer.phonemes),
+                task.model.reader,
+                task.pieces.names,
+                list(task.phonemes),
+                phoneme_shares(task.utterances, task.phonemes),
                 lexicon,
             ),
         )
-    return trainer
+    return task
 
 
 def _sentences(path: Path | None) -> list[tuple[str, str]]:
@@ -342,10 +277,11 @@ def fit_linguistic(
     At most `most` evenly spread utterances are read. Writes `linguistic.safetensors` and one line per iteration to
     `kmeans.jsonl` in the run's folder.
     """
-    trainer = Trainer(config)
-    encoder, _ = trainer.model.bottleneck()
-    heard = trainer.utterances[:: -(-len(trainer.utterances) // most)]
-    vectors = list(encoder_vectors(trainer.frontend, encoder, heard))
+    task = TokenizerTask(config)
+    begin(task)  # brings the weights back
+    encoder, _ = task.model.bottleneck()
+    heard = task.utterances[:: -(-len(task.utterances) // most)]
+    vectors = list(encoder_vectors(task.frontend, encoder, heard))
     with (config.out / "kmeans.jsonl").open("a", encoding="utf-8") as file:
 
         def report(line: dict[str, Any]) -> None:
@@ -360,6 +296,6 @@ def fit_linguistic(
             checkpoint=config.out / "kmeans.pt",
             log=report,
         )
-    branch = SanmBranch(trainer.frontend, encoder, codebook)
+    branch = SanmBranch(task.frontend, encoder, codebook)
     checkpoint.save_branch(config.out / checkpoint.LINGUISTIC, branch, dtype=torch.float16)
     return branch
