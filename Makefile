@@ -1,7 +1,8 @@
 # make talk   a spoken question becomes a spoken answer, on this machine, with nothing else installed
 # make eval   the default bundle (and nano-voice, if it is here) judged on all offline sets, into reports/
 # make test   the tests;  make lint  style and types;  make test-slow  the long suites
-.PHONY: talk serve eval test test-slow lint format clean
+# make readme  what `make eval` found, as the table and the picture in the README
+.PHONY: talk serve eval readme test test-slow lint format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -24,7 +25,14 @@ eval: $(VENV)/.dev
 	@if $(BIN)/stepaudio doctor nano-voice >/dev/null 2>&1; then \
 	  set -x; $(BIN)/stepaudio eval all --system nano-voice; \
 	else echo "nano-voice is not on this machine: left out"; fi
-	$(BIN)/stepaudio eval leaderboard reports/*/ -o reports/leaderboard.md
+	$(BIN)/stepaudio eval leaderboard reports/*/run.json -o reports/leaderboard.md
+	$(BIN)/stepaudio eval summary $$(ls reports/small/run.json reports/nano-voice/run.json 2>/dev/null) \
+	  --picture reports/summary.png
+
+# The same figures into the README.
+readme: $(VENV)/.dev
+	$(BIN)/stepaudio eval summary $$(ls reports/small/run.json reports/nano-voice/run.json 2>/dev/null) \
+	  --into README.md --picture docs/images/eval.png
 
 test: $(VENV)/.dev
 	@$(BIN)/stepaudio pull tiny

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from eval_fixtures import RATE, Scripted, Telepath, heard, sound
 from stepaudio.cli import app
 from stepaudio.errors import InputError
-from stepaudio.eval import results
+from stepaudio.eval import results, tasks
 from stepaudio.eval.items import Audio, Item, Reply, Request
 from stepaudio.eval.metrics import intervals
-from stepaudio.eval.report import published
+from stepaudio.eval.report import published, summary
 from stepaudio.eval.report.compare import compare
 from stepaudio.eval.report.html import worst, write_report
 from stepaudio.eval.report.leaderboard import leaderboard
@@ -27,7 +27,7 @@ from stepaudio.eval.results import Metric, Row, Run
 from stepaudio.eval.runner import run_task
 from stepaudio.eval.store import Store
 from stepaudio.eval.suite import Plan, read_items, run_suite
-from stepaudio.eval.tasks import open_task
+from stepaudio.eval.tasks import TASKS, open_task
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 SENTENCES = ["one two three four", "five six seven", "<script>alert(1)</script> eight"] * 5
@@ -270,3 +270,59 @@ def test_sets_are_of_the_tasks_kind_and_limited_by_language(tmp_path: Path) -> N
 def test_the_help_names_every_task() -> None:
     shown = re.sub(r"\s+", " ", command("--help").stdout)
     assert all(f" {name} " in shown for name in ("asr", "tts", "dialogues", "all", "compare", "human", "leaderboard"))
+
+
+def test_the_summary_has_a_column_for_each_system(tmp_path: Path) -> None:
+    runs = [a_run(tmp_path, "mine", 4), a_run(tmp_path, "theirs", 0)]
+    lines = summary.summary(runs).splitlines()
+    assert lines[0] == "| task | figure | mine | theirs | items |"
+    row = next(line for line in lines if line.startswith("| asr | WER"))
+    mine, theirs = (
+        next(f for f in run.tasks["asr"].figures if f.metric == "WER" and f.subset == "all") for run in runs
+    )
+    assert f"| {100 * mine.value:.1f} % (" in row
+    assert f"| {100 * theirs.value:.1f} % (" in row
+    assert row.endswith("| 15 |")
+    assert any(line.startswith("- tts, WER: asr: ") for line in lines)  # who heard it stands beside it
+
+
+def test_a_system_without_a_task_has_a_dash_there(tmp_path: Path) -> None:
+    both, only = a_run(tmp_path, "both", 1), a_run(tmp_path, "only", 1)
+    del only.tasks["tts"]
+    rows = [line for line in summary.summary([only, both]).splitlines() if line.startswith("| tts |")]
+    assert rows
+    assert all(row.split(" | ")[2] == "–" for row in rows)
+
+
+def test_every_main_figure_is_one_that_its_task_can_have() -> None:
+    assert set(summary.MAIN) == set(TASKS)
+    source = "".join(path.read_text(encoding="utf-8") for path in Path(tasks.__file__).parent.glob("*.py"))
+    assert all(f'"{name}"' in source for names in summary.MAIN.values() for name in names if name not in _MADE_UP)
+
+
+_MADE_UP = {"WER", "CER", "contains (text)", "contains (speech)"}
+"""Names that tasks put together."""
+
+
+def test_the_summary_goes_between_the_markers_with_its_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    a_run(tmp_path, "mine", 4)
+    page, drawing = tmp_path / "README.md", tmp_path / "images" / "eval.png"
+    drawing.parent.mkdir()
+    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    arguments = ["eval", "summary", str(tmp_path / "mine" / "run.json"), "--into", str(page), "--picture", str(drawing)]
+    for _ in range(2):  # again changes nothing
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    text = page.read_text()
+    assert text.startswith(f"before\n{summary.BEGIN}\n\n| task |")
+    assert text.endswith(f"(images/eval.png)\n\n{summary.END}\nafter\n")
+    assert "old" not in text
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_page_without_markers_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("nothing here")
+    with pytest.raises(InputError, match="begin"):
+        summary.write_into(page, "table")
+    assert page.read_text() == "nothing here"

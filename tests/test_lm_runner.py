@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from stepaudio.errors import InputError
 from stepaudio.lm import native
 from stepaudio.lm.cache import Cache
 from stepaudio.lm.native import NativeRunner, why_not
+from stepaudio.lm.quantize import Int8Linear, quantize
 from stepaudio.lm.runner import Span, TorchRunner, make_runner
 
 TOKENS = torch.randint(0, 5000, (90,), generator=torch.Generator().manual_seed(7)).tolist()
@@ -113,6 +115,35 @@ def test_native_equals_torch_beyond_one_chunk_of_everything(kind):
     for _ in range(2):
         a, b = (runner.step(spans) for runner in runners)
         assert_close(a, b, kind)
+
+
+def test_whole_numbers_do_not_overflow_where_a_matrix_is_wide():
+    # Equal weights and equal activations everywhere: the largest sums that there can be, in rows of 16384.
+    model = tiny_model("bfloat16", intermediate_size=16384)
+    with torch.no_grad():
+        for block in model.model.layers:
+            for matrix in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
+                matrix.weight.fill_(0.02)
+    quantize(model, "int8")
+    native_row, torch_row = (runner_of(model, form).step([Span(0, TOKENS[:5])])[0] for form in ("native", "torch"))
+    assert_close(native_row, torch_row, "int8")
+
+
+def test_int8_is_multiplied_nearly_as_exactly_as_in_float32(models):
+    """What the rounding of activations adds is far below what the rounding of weights does."""
+    if native.library() is None:
+        pytest.skip("no C++ compiler")
+    exact = copy.deepcopy(models["int8"])
+    for parent in list(exact.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Int8Linear):
+                linear = torch.nn.Linear(*reversed(child.weight.shape), bias=False)
+                linear.weight.data = child.weight.float() * child.scale[:, None]
+                setattr(parent, name, linear)
+    exact.float()
+    expected = runner_of(exact, "native").step([Span(0, TOKENS[:1])])[0]
+    found = runner_of(models["int8"], "native").step([Span(0, TOKENS[:1])])[0]
+    assert (found - expected).abs().max() <= 0.01 * expected.abs().max()
 
 
 @forms

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from stepaudio.bench.live.bench import Doing, Options
 
 app = typer.Typer(no_args_is_help=True)
+
+DeviceOption = Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")]
+ThreadsOption = Annotated[int, typer.Option(help="Threads of the CPU.", min=1)]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
 
 
 class TurnDetection(StrEnum):
@@ -67,7 +72,7 @@ def live(
     eagerness: Annotated[Eagerness, typer.Option(help="With semantic_vad.")] = Eagerness.AUTO,
     acoustic: Annotated[bool, typer.Option("--acoustic", help="Also ask the bundle's acoustic turn scorer.")] = False,
     patience: Annotated[float, typer.Option(help="Seconds after which a turn counts as missed.", min=1.0)] = 20.0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: JsonOption = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them into this .png, .svg or .pdf file.")] = None,
 ) -> None:
     """Hold spoken conversations with a live server, in real time, and measure them from what was recorded.
@@ -112,35 +117,69 @@ def live(
 
 @app.command()
 def decoder(
-    device: Annotated[str, typer.Option(help="cpu, or a GPU: cuda, cuda:1.")] = "cpu",
-    threads: Annotated[int, typer.Option(help="Threads of the CPU.", min=1)] = 2,
+    device: DeviceOption = "cpu",
+    threads: ThreadsOption = 2,
     seconds: Annotated[float, typer.Option(help="Of sound in one piece.", min=0.5)] = 4.0,
     stream_seconds: Annotated[float, typer.Option(help="Of sound in chunks.", min=2.0)] = 12.0,
     rounds: Annotated[int, typer.Option(help="Rounds, of which the fastest counts.", min=1)] = 5,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    json_file: JsonOption = None,
 ) -> None:
     """Time the flows of the speech decoder, at their released sizes, against a plain eager form of the same networks.
 
     Exits with 1 when one is not 1.5 times as fast.
     """
-    try:
-        import torch
-    except ImportError:
-        raise MissingError("torch is not installed; run: pip install 'stepaudio[train]'") from None
+    _check(device, json_file, "torch")
     from stepaudio.bench import decoder as bench
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("this machine has no CUDA device; leave --device out", param="device")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise InputError(f"there is no folder {json_file.parent} to write {json_file.name} to")
     options = bench.Options(device, threads, seconds, stream_seconds, rounds)
     with progress() as bar:
         task = bar.add_task("decoding", total=bench.steps_of(options))
         figures = bench.run(options, lambda: bar.advance(task))
+    _report(figures, json_file, passed=bench.passed(figures))
+
+
+@app.command()
+def lm(
+    device: DeviceOption = "cpu",
+    preset: Annotated[str, typer.Option(help="Its size: nano ... chat_130b.")] = "small",
+    threads: ThreadsOption = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds, of which the fastest counts.", min=1)] = 10,
+    json_file: JsonOption = None,
+) -> None:
+    """Time the language model's decoding against the machine's memory and a plain transformers Llama of the same shape.
+
+    Exits with 1 when a ratio misses its bar.
+    """
+    _check(device, json_file, "torch", "transformers")
+    from stepaudio.bench import lm as bench
+
+    options = bench.Options(device, preset, threads, rounds)
+    with progress() as bar:
+        task = bar.add_task("decoding", total=bench.steps_of(options))
+        figures = bench.run(options, lambda: bar.advance(task))
+    _report(figures, json_file, passed=bench.passed(figures))
+
+
+def _check(device: str, json_file: Path | None, *modules: str) -> None:
+    """Raises MissingError or InputError for what would stop a benchmark of networks, some of it only at the end."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingError(f"{module} is not installed; run: pip install 'stepaudio[train,bench]'")
+    if device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError("this machine has no CUDA device; leave --device out", param="device")
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise InputError(f"there is no folder {json_file.parent} to write {json_file.name} to")
+
+
+def _report(figures: dict[str, Any], json_file: Path | None, *, passed: bool) -> None:
+    text = json.dumps(figures, indent=1)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(figures, indent=1))
-    if not bench.passed(figures):
+        json_file.write_text(text + "\n", encoding="utf-8")
+    print(text)
+    if not passed:
         raise typer.Exit(1)
 
 

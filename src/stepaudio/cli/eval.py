@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,6 +173,33 @@ def leaderboard(
 
     output.write_text(write([results.load(run) for run in runs]), encoding="utf-8")
     console().print(str(output))
+
+
+@app.command()
+def summary(
+    runs: Annotated[list[Path], typer.Argument(help="The runs' folders, or their run.json files.")],
+    into: Annotated[Path | None, typer.Option(help="A page that holds the markers to put it between.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw it too, into this .png, .svg or .pdf file.")] = None,
+) -> None:
+    """Write the main figures of several runs into one small table, and into a picture."""
+    from stepaudio.eval import results
+    from stepaudio.eval.report import summary as report
+
+    loaded = [results.load(run) for run in runs]
+    text = report.summary(loaded)
+    if picture is not None:
+        from stepaudio.bench.live.plot import check_plot
+
+        check_plot(picture)
+        report.picture(loaded, picture)
+    if into is None:
+        print(text, end="")
+        return
+    if picture is not None:
+        link = os.path.relpath(picture, into.parent)
+        text += f"\n![The figures with their intervals, by task]({link})\n"
+    report.write_into(into, text)
+    console().print(str(into))
 
 
 @app.command()

@@ -13,8 +13,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <omp.h>
 #include <type_traits>
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -31,7 +33,8 @@ constexpr int LANES = 4;
 #endif
 constexpr int UNROLL = 2 * LANES;  // weights per inner step; every width is a multiple of it (native.py checks)
 constexpr int AHEAD = 16 << 10;    // bytes to prefetch ahead into the second-level cache
-constexpr int CHUNK = 16;          // matrix rows per unit of parallel work
+constexpr int CHUNK = 16;          // matrix rows whose results are handed on together
+constexpr int PIECE = 384 << 10;   // bytes of a matrix that a thread takes at a time: long enough to stream
 constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -92,6 +95,8 @@ inline float sum(vec v) {
 #endif
 }
 
+inline float sum(ivec v) { return sum(__builtin_convertvector(v, vec)); }  // whole, the lanes may exceed an int32
+
 // exp to within 2 ulp of float32: 2^n times a polynomial of the rest.
 inline vec exponential(vec x) {
     x = x < -87.0f ? vec{} - 87.0f : x;
@@ -110,64 +115,122 @@ inline vec exponential(vec x) {
     return p * (vec)((whole + 127) << 23);
 }
 
+// Memory that begins with a cache line: a load that straddles two costs twice.
+struct Free {
+    void operator()(void* p) const { std::free(p); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], Free>;
+
+template <class T>
+Buffer<T> buffer(int64_t count) {
+    return Buffer<T>((T*)std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64));
+}
+
 // ---------------------------------------------------------------- rows of a matrix times a few vectors
 
-// What the inner loop does with UNROLL weights and as many activations; `In` is how activations are stored for it.
+// What the inner loop does with UNROLL weights and as many activations; `In` is how activations are stored for it,
+// `Sum` what a lane adds up.
 template <class W>
 struct Dot {
     typedef float In;
+    typedef vec Sum;
     struct Pair {
         vec a, b;
     };
     static Pair weights(const W* p) { return {load(p), load(p + LANES)}; }
-    static void add(vec& acc, const Pair& w, const In* x) {
-        acc += w.a * load(x);
-        acc += w.b * load(x + LANES);
+    static Pair inputs(const In* p) { return {load(p), load(p + LANES)}; }
+    static void add(vec& acc, const Pair& w, const Pair& x) {
+        acc += w.a * x.a;
+        acc += w.b * x.b;
     }
 };
 
+#ifdef __AVX512F__
+inline __m512i load_once(const void* p) {
+    __m512i v = _mm512_loadu_si512(p);
+    asm("" : "+v"(v));  // or the compiler loads it again for every matrix row, and loads are the limit
+    return v;
+}
+#endif
+
 #ifdef __AVX512BF16__
-struct DotBf16 {
+template <>
+struct Dot<bf16> {
     typedef bf16 In;
-    static void add(vec& acc, __m512bh w, const In* x) {
-        acc = (vec)_mm512_dpbf16_ps((__m512)acc, w, (__m512bh)_mm512_loadu_si512(x));
-    }
-};
-template <>
-struct Dot<bf16> : DotBf16 {
+    typedef vec Sum;
     static __m512bh weights(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
-};
-template <>
-struct Dot<int8_t> : DotBf16 {  // an int8 is exact in bfloat16
-    static __m512bh weights(const int8_t* p) {
-        return _mm512_cvtne2ps_pbh((__m512)load(p + LANES), (__m512)load(p));
-    }
+    static __m512bh inputs(const In* p) { return (__m512bh)load_once(p); }
+    static void add(vec& acc, __m512bh w, __m512bh x) { acc = (vec)_mm512_dpbf16_ps((__m512)acc, w, x); }
 };
 #endif
 
-// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS; one accumulator each, so a column's sum never depends on COLS.
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+template <>
+struct Dot<int8_t> {  // whole numbers, added up exactly: `settle` sees to it that no sum leaves int32
+    typedef int16_t In;
+    typedef ivec Sum;
+    static __m512i weights(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p)); }
+    static __m512i inputs(const In* p) { return load_once(p); }
+    static void add(ivec& acc, __m512i w, __m512i x) { acc = (ivec)_mm512_dpwssd_epi32((__m512i)acc, w, x); }
+};
+#endif
+
+// Activations as the inner loop wants them. Returns what a product with them is to be multiplied by.
+template <class In>
+inline float settle(const float* x, int width, In* out) {
+    for (int c = 0; c < width; c++) store(x[c], out + c);
+    return 1.0f;
+}
+
+// A token's activations in steps of its own: as fine as int16 allows, or, in very wide matrices, as a lane can add up.
+inline float settle(const float* x, int width, int16_t* out) {
+    vec peaks = {};
+    for (int c = 0; c < width; c += LANES) {
+        vec v = load(x + c), size = v < 0.0f ? -v : v;
+        peaks = size > peaks ? size : peaks;
+    }
+    float peak = 1e-30f;
+    for (int lane = 0; lane < LANES; lane++) peak = std::max(peak, peaks[lane]);
+    const float levels = std::min(32767, INT32_MAX / (127 * (width / LANES)));
+    const float inverse = levels / peak;
+    for (int c = 0; c < width; c++) out[c] = int16_t(x[c] * inverse + (x[c] < 0 ? -0.5f : 0.5f));
+    return peak / levels;
+}
+
+// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS.
 template <class W, int ROWS, int COLS>
 inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
-    vec acc[ROWS][COLS] = {};
-    for (int k = 0; k < width; k += UNROLL) {
+    typename Dot<W>::Sum even[ROWS][COLS] = {}, odd[ROWS][COLS] = {};  // two sums: one would wait for itself
+    decltype(Dot<W>::weights(w)) weights[ROWS];
+    auto inner = [&](auto& acc, int k) __attribute__((always_inline)) {
 #pragma GCC unroll 8
         for (int i = 0; i < ROWS; i++) {
             const W* p = w + int64_t(i) * width + k;
-            __builtin_prefetch((const char*)p + AHEAD, 0, 2);
-            auto weights = Dot<W>::weights(p);
-#pragma GCC unroll 8
-            for (int j = 0; j < COLS; j++) Dot<W>::add(acc[i][j], weights, x + int64_t(j) * width + k);
+            if (ROWS > 1) __builtin_prefetch((const char*)p + AHEAD, 0, 2);
+            weights[i] = Dot<W>::weights(p);
         }
+#pragma GCC unroll 8
+        for (int j = 0; j < COLS; j++) {
+            auto inputs = Dot<W>::inputs(x + int64_t(j) * width + k);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; i++) Dot<W>::add(acc[i][j], weights[i], inputs);
+        }
+    };
+    int k = 0;
+    for (; k + UNROLL < width; k += 2 * UNROLL) {
+        inner(even, k);
+        inner(odd, k + UNROLL);
     }
+    if (k < width) inner(even, k);
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < COLS; j++) y[j * stride + i] = sum(acc[i][j]);
+        for (int j = 0; j < COLS; j++) y[j * stride + i] = sum(even[i][j] + odd[i][j]);
 }
 
 // The same for any number of rows and columns: y[j * stride + i].
 template <class W, int ROWS>
 inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int width, float* y, int stride) {
     int j = 0;
-    for (; j + 8 <= cols; j += 8) tile<W, ROWS, 8>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j + 4 <= cols; j += 4) tile<W, ROWS, 4>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j + 2 <= cols; j += 2) tile<W, ROWS, 2>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
     for (; j < cols; j++) tile<W, ROWS, 1>(w, x + int64_t(j) * width, width, y + int64_t(j) * stride, stride);
@@ -176,7 +239,8 @@ inline void columns(const W* w, const typename Dot<W>::In* x, int cols, int widt
 template <class W>
 inline void product(const W* w, const typename Dot<W>::In* x, int rows, int cols, int width, float* y, int stride) {
     int i = 0;
-    for (; i + 2 <= rows; i += 2) columns<W, 2>(w + int64_t(i) * width, x, cols, width, y + i, stride);
+    // For one column memory is the limit, and row after row is what the processor's own prefetching follows best.
+    for (; cols > 1 && i + 2 <= rows; i += 2) columns<W, 2>(w + int64_t(i) * width, x, cols, width, y + i, stride);
     for (; i < rows; i++) columns<W, 1>(w + int64_t(i) * width, x, cols, width, y + i, stride);
 }
 
@@ -213,16 +277,19 @@ struct Step {
     const Model& m;
     const int n;  // rows
     const int64_t *tokens, *slots, *positions;
-    std::unique_ptr<float[]> x, q, k, v;       // [N, C], [N, H * D], [N, G * D] twice
-    std::unique_ptr<In[]> normed, mixed, gated;  // [N, C], [N, H * D], [N, F]
-    std::unique_ptr<Query[]> query;            // [N, H * D]
+    Buffer<float> x, q, k, v;                // [N, C], [N, H * D], [N, G * D] twice
+    Buffer<float> mixed, gate, up;           // [N, H * D], [N, F] twice
+    Buffer<Query> query;                     // [N, H * D]
+    Buffer<In> in;                           // of the next matrix: [N, its width]
+    Buffer<float> in_scale;                  // [N]
 
     Step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions)
         : m(m), n(n), tokens(tokens), slots(slots), positions(positions),
-          x(new float[n * m.width]), q(new float[n * m.heads * m.head_width]),
-          k(new float[n * m.groups * m.head_width]), v(new float[n * m.groups * m.head_width]),
-          normed(new In[n * m.width]), mixed(new In[n * m.heads * m.head_width]), gated(new In[n * m.ff]),
-          query(new Query[n * m.heads * m.head_width]) {}
+          x(buffer<float>(n * m.width)), q(buffer<float>(n * m.heads * m.head_width)),
+          k(buffer<float>(n * m.groups * m.head_width)), v(buffer<float>(n * m.groups * m.head_width)),
+          mixed(buffer<float>(n * m.heads * m.head_width)), gate(buffer<float>(n * m.ff)), up(buffer<float>(n * m.ff)),
+          query(buffer<Query>(n * m.heads * m.head_width)),
+          in(buffer<In>(n * std::max({m.width, m.heads * m.head_width, m.ff}))), in_scale(buffer<float>(n)) {}
 
     void embed() {
 #pragma omp for
@@ -234,64 +301,82 @@ struct Step {
         }
     }
 
+    // Makes RMSNorm(x) * weight the input of the next matrices.
     void normalise(const float* weight) {
 #pragma omp for
         for (int i = 0; i < n; i++) {
             const float* row = &x[i * m.width];
+            auto normed = buffer<float>(m.width);
             vec squares = {};
             for (int c = 0; c < m.width; c += LANES) squares += load(row + c) * load(row + c);
             float factor = 1.0f / std::sqrt(sum(squares) / m.width + m.epsilon);
-            for (int c = 0; c < m.width; c++) store(row[c] * factor * weight[c], &normed[i * m.width + c]);
+            for (int c = 0; c < m.width; c++) normed[c] = row[c] * factor * weight[c];
+            in_scale[i] = settle(normed.get(), m.width, &in[i * m.width]);
         }
     }
 
-    // Calls done(first row, rows, y[N][CHUNK]) for each chunk of `matrix` times `in` [N, width]. No barrier at the end.
+    // Makes rows [N, width] the input of the next matrix.
+    void feed(const float* rows, int width) {
+#pragma omp for
+        for (int i = 0; i < n; i++) in_scale[i] = settle(rows + int64_t(i) * width, width, &in[int64_t(i) * width]);
+    }
+
+    // Makes silu(gate) * up the input of the next matrix.
+    void feed_gated() {
+#pragma omp for
+        for (int i = 0; i < n; i++) {
+            float* row = &gate[int64_t(i) * m.ff];
+            for (int c = 0; c < m.ff; c += LANES) {
+                vec g = load(row + c);
+                g = g / (1.0f + exponential(-g)) * load(&up[int64_t(i) * m.ff + c]);
+                std::memcpy(row + c, &g, sizeof g);
+            }
+            in_scale[i] = settle(row, m.ff, &in[int64_t(i) * m.ff]);
+        }
+    }
+
+    // Chunks of a matrix that a thread takes at a time.
+    static int piece(int rows, int width) {
+        const int streaming = PIECE / int(CHUNK * width * sizeof(W)), fair = rows / CHUNK / (2 * omp_get_num_threads());
+        return std::max(1, std::min(streaming, fair));
+    }
+
+    // A barrier; while threads wait for each other, memory brings what they will multiply with next.
+    void meet(const Matrix& next, int rows, int width) {
+        const int64_t first = int64_t(omp_get_thread_num()) * piece(rows, width) * CHUNK;
+        const char* p = (const char*)((const W*)next.weight + std::min(first, int64_t(rows) - 1) * width);
+        for (int i = 0; i < AHEAD; i += 64) __builtin_prefetch(p + i, 0, 2);
+#pragma omp barrier
+    }
+
+    // Calls done(first row, rows, y[cols][CHUNK]) for each chunk of `matrix` times the input. No barrier at the end.
     template <class Done>
-    void multiply(const Matrix& matrix, const In* in, int rows, int width, Done done) {
-#pragma omp for schedule(dynamic, 1) nowait
+    void multiply(const Matrix& matrix, int rows, int width, int cols, Done done) {
+#pragma omp for schedule(dynamic, piece(rows, width)) nowait
         for (int row = 0; row < rows; row += CHUNK) {
             float y[MAX_ROWS * CHUNK];
             int count = std::min(CHUNK, rows - row);
-            chunk(matrix, in, row, count, width, n, y);
+            product((const W*)matrix.weight + int64_t(row) * width, in.get(), count, cols, width, y, CHUNK);
+            if (matrix.scale)
+                for (int j = 0; j < cols; j++)
+                    for (int i = 0; i < count; i++) y[j * CHUNK + i] *= matrix.scale[row + i] * in_scale[j];
             done(row, count, y);
         }
     }
 
-    void chunk(const Matrix& matrix, const In* in, int row, int count, int width, int cols, float* y) {
-        product((const W*)matrix.weight + int64_t(row) * width, in, count, cols, width, y, CHUNK);
-        if (matrix.scale)
-            for (int j = 0; j < cols; j++)
-                for (int i = 0; i < count; i++) y[j * CHUNK + i] *= matrix.scale[row + i];
-    }
-
-    void project(const Matrix& matrix, const In* in, int rows, int width, float* out) {
-        multiply(matrix, in, rows, width, [=, this](int row, int count, const float* y) {
-            for (int j = 0; j < n; j++) std::copy_n(y + j * CHUNK, count, out + int64_t(j) * rows + row);
+    // out [cols, rows] = the input times `matrix`. No barrier at the end.
+    void project(const Matrix& matrix, int rows, int width, int cols, float* out) {
+        multiply(matrix, rows, width, cols, [=](int row, int count, const float* y) {
+            for (int j = 0; j < cols; j++) std::copy_n(y + j * CHUNK, count, out + int64_t(j) * rows + row);
         });
     }
 
-    void project_and_add(const Matrix& matrix, const In* in, int rows, int width) {
-        multiply(matrix, in, rows, width, [=, this](int row, int count, const float* y) {
+    // x += the input times `matrix`. No barrier at the end.
+    void add_to_x(const Matrix& matrix, int width) {
+        multiply(matrix, m.width, width, n, [=, this](int row, int count, const float* y) {
             for (int j = 0; j < n; j++)
-                for (int i = 0; i < count; i++) x[int64_t(j) * rows + row + i] += y[j * CHUNK + i];
+                for (int i = 0; i < count; i++) x[int64_t(j) * m.width + row + i] += y[j * CHUNK + i];
         });
-#pragma omp barrier
-    }
-
-    // gated = silu(gate · normed) * (up · normed)
-    void gate(const Layer& layer) {
-        multiply(layer.gate, normed.get(), m.ff, m.width, [=, this](int row, int count, float* y) {
-            float up[MAX_ROWS * CHUNK];
-            chunk(layer.up, normed.get(), row, count, m.width, n, up);
-            for (int j = 0; j < n; j++)
-                for (int i = 0; i < CHUNK; i += LANES) {
-                    vec g = load(y + j * CHUNK + i);
-                    vec product = g / (1.0f + exponential(-g)) * load(up + j * CHUNK + i);
-                    for (int lane = 0; lane < std::min(LANES, count - i); lane++)
-                        store(product[lane], &gated[int64_t(j) * m.ff + row + i + lane]);
-                }
-        });
-#pragma omp barrier
     }
 
     int64_t cached(int layer, int row, int group) const {  // where the keys of a row's sequence begin
@@ -323,18 +408,15 @@ struct Step {
             for (int g = 0; g < m.groups; g++) {
                 const int count = int(positions[i]) + 1, stride = (count + LANES - 1) / LANES * LANES;
                 const int first = (i * m.groups + g) * r * d;
-                std::unique_ptr<float[]> scores(new float[r * stride]);  // [R, count rounded up]
+                auto scores = buffer<float>(r * stride);  // [R, count rounded up]
                 product((const Cached*)m.keys + cached(layer, i, g), &query[first], count, r, d, scores.get(), stride);
-                for (int h = 0; h < r; h++) {
-                    const float total = weigh(&scores[h * stride], count, stride, scale, m.slopes[g * r + h]);
-                    average((const Cached*)m.values + cached(layer, i, g), &scores[h * stride], count, total,
-                            &mixed[first + h * d]);
-                }
+                for (int h = 0; h < r; h++) weigh(&scores[h * stride], count, stride, scale, m.slopes[g * r + h]);
+                average((const Cached*)m.values + cached(layer, i, g), scores.get(), count, stride, &mixed[first]);
             }
     }
 
-    // Scores to unnormalised probabilities, in place; returns their sum.
-    float weigh(float* scores, int count, int stride, float scale, float slope) {
+    // Scores to probabilities, in place.
+    void weigh(float* scores, int count, int stride, float scale, float slope) {
         float peak = -INFINITY;
         for (int t = 0; t < count; t++) {
             scores[t] = scores[t] * scale - slope * m.roots[count - 1 - t];
@@ -347,22 +429,22 @@ struct Step {
             std::memcpy(scores + t, &p, sizeof p);
             total += p;
         }
-        return sum(total);
+        const float whole = sum(total);
+        for (int t = 0; t < stride; t++) scores[t] /= whole;
     }
 
-    void average(const Cached* values, const float* weights, int count, float total, In* out) {
-        const int d = m.head_width;
-        for (int c = 0; c < d; c += UNROLL) {
-            vec a = {}, b = {};
-            for (int t = 0; t < count; t++) {
-                a += weights[t] * load(values + int64_t(t) * d + c);
-                b += weights[t] * load(values + int64_t(t) * d + c + LANES);
+    // out [R, D] = weights [R, stride] times values [count, D]: one sweep over the values for all heads of the group.
+    void average(const Cached* values, const float* weights, int count, int stride, float* out) {
+        const int d = m.head_width, r = m.heads / m.groups;
+        std::fill(out, out + r * d, 0.0f);
+        for (int t = 0; t < count; t++)
+            for (int c = 0; c < d; c += LANES) {
+                const vec value = load(values + int64_t(t) * d + c);
+                for (int h = 0; h < r; h++) {
+                    vec mean = load(out + h * d + c) + weights[h * stride + t] * value;
+                    std::memcpy(out + h * d + c, &mean, sizeof mean);
+                }
             }
-            for (int lane = 0; lane < LANES; lane++) {
-                store(a[lane] / total, out + c + lane);
-                store(b[lane] / total, out + c + LANES + lane);
-            }
-        }
     }
 
     void run(const int64_t* wanted, int count, float* logits, int threads) {
@@ -373,33 +455,38 @@ struct Step {
             for (int l = 0; l < m.layers; l++) {
                 const Layer& layer = m.layer[l];
                 normalise(layer.attention_norm);
-                project(layer.q, normed.get(), queries, m.width, q.get());
-                project(layer.k, normed.get(), keys, m.width, k.get());
-                project(layer.v, normed.get(), keys, m.width, v.get());
-#pragma omp barrier
+                project(layer.q, queries, m.width, n, q.get());
+                project(layer.k, keys, m.width, n, k.get());
+                project(layer.v, keys, m.width, n, v.get());
+                meet(layer.o, m.width, queries);
                 remember(l);
                 attend(l);
-                project_and_add(layer.o, mixed.get(), m.width, queries);
+                feed(mixed.get(), queries);
+                add_to_x(layer.o, queries);
+                meet(layer.gate, m.ff, m.width);
                 normalise(layer.mlp_norm);
-                gate(layer);
-                project_and_add(layer.down, gated.get(), m.width, m.ff);
+                project(layer.gate, m.ff, m.width, n, gate.get());
+                project(layer.up, m.ff, m.width, n, up.get());
+                meet(layer.down, m.width, m.ff);
+                feed_gated();
+                add_to_x(layer.down, m.ff);
+                if (l + 1 < m.layers)
+                    meet(m.layer[l + 1].q, queries, m.width);
+                else
+                    meet(m.head, m.vocab, m.width);
             }
             normalise(m.norm);
-            predict(wanted, count, logits);
+            keep(wanted, count);
+            project(m.head, m.vocab, m.width, count, logits);
         }
     }
 
-    // logits [count, V] of the wanted rows.
-    void predict(const int64_t* wanted, int count, float* logits) {
+    // Only the wanted rows remain in the input; they are ascending, so rows only move down.
+    void keep(const int64_t* wanted, int count) {
 #pragma omp single
-        for (int j = 0; j < count; j++)  // wanted is ascending, so rows only move down
-            std::memmove(&normed[j * m.width], &normed[wanted[j] * m.width], m.width * sizeof(In));
-#pragma omp for schedule(dynamic, 1)
-        for (int row = 0; row < m.vocab; row += CHUNK) {
-            float y[MAX_ROWS * CHUNK];
-            int rows = std::min(CHUNK, m.vocab - row);
-            chunk(m.head, normed.get(), row, rows, m.width, count, y);
-            for (int j = 0; j < count; j++) std::copy_n(y + j * CHUNK, rows, logits + int64_t(j) * m.vocab + row);
+        for (int j = 0; j < count; j++) {
+            std::memmove(&in[j * m.width], &in[wanted[j] * m.width], m.width * sizeof(In));
+            in_scale[j] = in_scale[wanted[j]];
         }
     }
 };

