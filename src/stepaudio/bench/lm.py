@@ -175,7 +175,7 @@ def _transformers_llama(weights: Step1, options: Options) -> list[Contender]:
     for dtype in (torch.bfloat16, torch.float32):
         model = LlamaForCausalLM(llama_config)
         model.load_state_dict(weights.state_dict())
-        model.to(dtype=dtype, device=weights.slopes.device)  # type: ignore[call-arg]  # its own decorator hides `self`
+        nn.Module.to(model, dtype=dtype, device=weights.slopes.device)
         model.train(False)
         name = f"transformers {str(dtype).removeprefix('torch.')}"
         contenders += [_llama_decoding(name, model, batch, DynamicCache(), options) for batch in BATCHES]
