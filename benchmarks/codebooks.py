@@ -67,7 +67,7 @@ def main() -> None:
     pairs: dict[str, Pairs] = {}
     for streams in ARRANGEMENTS:
         arrangement = Arrangement(streams, phonemes)
-        task = arrangement.task(trained)
+        task = arrangement.task(trained, tokenizer=options.tokenizer)
         schedule = Schedule(warmup=min(50, options.steps // 4), cooldown=0.5)
         loop = Loop(task, LoopConfig(options.out / streams, options.steps, schedule=schedule, save_every=100))
         with Progress() as bars:

@@ -24,8 +24,10 @@ from stepaudio.lm.runner import Span, make_runner
 from stepaudio.lm.step1 import Config, Step1
 from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, RATIO, SEMANTIC_CODES
 from stepaudio.tokenizer.streaming import DualCodes
+from stepaudio.train.begin import fresh
 from stepaudio.train.documents import GROUP_MS, Document, groups
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
+from stepaudio.train.recipes import NEAR
 
 Streams = Literal["dual", "semantic", "linguistic"]
 PLACES = 3
@@ -99,20 +101,30 @@ class Arrangement:
         self,
         utterances: Sequence[tuple[Utterance, DualCodes]],
         *,
+        tokenizer: str = "nano-tokenizer",
         width: int = 192,
         layers: int = 4,
         rate: float = 2e-3,
         seed: int = 0,
     ) -> LmTask:
-        """A new language model and what it learns: as many groups of either kind."""
+        """A new language model and what it learns: as many groups of either kind. A code of `tokenizer` begins as
+        its vector, heads look from near to far: without these, nothing is learned in the little time."""
         heard = (self.asr(utterance, codes) for utterance, codes in utterances)
         documents = {
             "asr": [one for one in heard if one is not None],
-            "continuation": [self.continuation(codes) for _, codes in utterances],
+            "continuation": [self.continuation(own) for _, own in utterances],
         }
-        heads = max(1, width // 48)
-        size = -(-self.semantic.stop // 64) * 64
-        model = Step1(Config(size, width, 4 * width, layers, heads, heads, max_seq_len=4096)).initialise(seed)
+        config = Config(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=len(NEAR),
+            num_attention_groups=len(NEAR),
+            max_seq_len=4096,
+            alibi_slopes=NEAR,
+        )
+        codes = {"linguistic": self.linguistic, "semantic": self.semantic}
+        model = fresh(config, self.semantic.stop, codes, tokenizer, seed)
         shares = {"asr": PLACES, "continuation": self.codes}
         return LmTask(
             Step1Scorer(model),
@@ -121,7 +133,7 @@ class Arrangement:
             Rates(rate),
             tokens=_GROUPS * (2 * self.codes + PLACES) // 2,
             seed=seed,
-            streams={"linguistic": self.linguistic, "semantic": self.semantic},
+            streams=codes,
         )
 
     def _columns(self, codes: DualCodes) -> NDArray[np.int64]:
