@@ -1,10 +1,13 @@
 """The language model's benchmark runs, on a small network, and reports what it measured."""
 
+import json
+
 import pytest
 from typer.testing import CliRunner
 
 from stepaudio.bench import lm
 from stepaudio.cli import app
+from stepaudio.errors import InputError
 
 pytest.importorskip("transformers")
 
@@ -32,10 +35,21 @@ def test_the_bar():
     assert not lm.passed({"ratios": [good, bad]})
 
 
-def test_a_gpu_is_asked_for_where_there_is_none(monkeypatch):
+@pytest.mark.parametrize("verb", ["lm", "decoder"])
+@pytest.mark.parametrize(("device", "told"), [("cuda", "no CUDA device"), ("gpu", "no device is called 'gpu'")])
+def test_a_device_that_is_not_there_is_told(monkeypatch, verb, device, told):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    result = CliRunner().invoke(app, ["bench", "lm", "--device", "cuda"])
-    assert result.exit_code != 0
+    with pytest.raises(InputError, match=told):
+        CliRunner().invoke(app, ["bench", verb, "--device", device], catch_exceptions=False)
+
+
+def test_the_verb_writes_its_figures(tmp_path):
+    out = tmp_path / "figures.json"
+    arguments = ["bench", "lm", "--preset", "nano", "--rounds", "1", "--threads", "1", "--json", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    figures = json.loads(out.read_text())
+    assert figures["preset"] == "nano"
+    assert result.exit_code == (0 if lm.passed(figures) else 1)
 
 
 def test_a_gpu_also_runs_int4():

@@ -165,7 +165,10 @@ def _check(device: str, json_file: Path | None, *modules: str) -> None:
     for module in modules:
         if find_spec(module) is None:
             raise MissingError(f"{module} is not installed; run: pip install 'stepaudio[train,bench]'")
-    if device.startswith("cuda"):
+    kind = device.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise InputError(f"no device is called {device!r}; it is cpu, cuda or cuda:1", param="device")
+    if kind == "cuda":
         import torch
 
         if not torch.cuda.is_available():

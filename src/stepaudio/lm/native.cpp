@@ -198,7 +198,7 @@ inline float settle(const float* x, int width, int16_t* out) {
     return peak / levels;
 }
 
-// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS.
+// y[i][j] = row i of w · x[j] for a tile of ROWS x COLS, added up in an order that depends on neither.
 template <class W, int ROWS, int COLS>
 inline void tile(const W* w, const typename Dot<W>::In* x, int width, float* y, int stride) {
     typename Dot<W>::Sum even[ROWS][COLS] = {}, odd[ROWS][COLS] = {};  // two sums: one would wait for itself
