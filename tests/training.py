@@ -1,0 +1,70 @@
+"""A task small enough to be computed by hand, and what the two-process test runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Schedule, Task
+
+
+@dataclass
+class Points:
+    """Points of a line with noise, and how many of them count."""
+
+    x_N1: Tensor
+    y_N1: Tensor
+
+    def to(self, device):
+        return Points(self.x_N1.to(device), self.y_N1.to(device))
+
+
+class Line(Task):
+    """Fit y = 3 x - 1 by least squares; item k has k + 1 points. `steady` turns dropout off."""
+
+    def __init__(self, *, items=5, steady=False, sgd=False):
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.0 if steady else 0.2), nn.Linear(4, 1))
+        self.cursor = Epochs(lambda epoch: [(epoch, k) for k in range(items)])
+        self.identity = {"items": items}
+        self.sgd = sgd
+        self.loaded = []
+
+    def optimizers(self):
+        if self.sgd:
+            return [torch.optim.SGD(self.model.parameters(), lr=0.1)]
+        first, _, last = self.model
+        groups = [{"params": first.parameters(), "lr": 0.05}, {"params": last.parameters(), "lr": 0.01}]
+        return [torch.optim.AdamW(groups)]
+
+    def load(self, item):
+        self.loaded.append(item)
+        epoch, k = item
+        x = torch.linspace(-1, 1, k + 1)[:, None] + 0.01 * epoch
+        return Points(x, 3 * x - 1)
+
+    def loss(self, batch, turn):
+        error = (self.model(batch.x_N1).float() - batch.y_N1).square()
+        return Loss(error.sum(), len(error), {"largest": (error.max(), 1.0)})
+
+    def shards(self):
+        return [self.model[0], self.model[2], self.model]
+
+    def evaluate(self):
+        assert not self.model.training
+        return {"held_out": float((self.model(torch.ones(1, 1)) - 2).square().detach())}
+
+
+def config(out, **changes):
+    defaults = {"steps": 12, "micro_batches": 2, "bf16": False, "log_every": 3, "save_every": 4, "ema": 0.9}
+    return LoopConfig(Path(out), schedule=Schedule(2, 0.5), **(defaults | changes))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for _ in Loop(Line(steady=True), config(sys.argv[1], steps=int(sys.argv[2]))).run():
+        pass
