@@ -44,8 +44,7 @@ class TimbreEncoder(nn.Module):
         self.config = config
         widths = [config.mels] + [config.dim] * config.layers
         self.convs = nn.ModuleList(
-            nn.Conv1d(a, b, _KERNEL, stride=_STRIDE, padding=_KERNEL // 2)
-            for a, b in pairwise(widths)
+            nn.Conv1d(a, b, _KERNEL, stride=_STRIDE, padding=_KERNEL // 2) for a, b in pairwise(widths)
         )
         self.head = nn.Linear(2 * config.dim, config.speaker)
 
