@@ -1,12 +1,13 @@
 """Attention with sqrt-ALiBi: score = q·k / sqrt(D) - slope * sqrt(distance), causal.
 
-The bias depends on the distance only, but no library kernel knows the square root. Three forms share one
+The bias depends on the distance only, but no library kernel knows the square root. Four forms share one
 meaning:
 
 - `attend`: blocks of queries through PyTorch's scaled dot product attention, so that never more than a block
   of the bias exists. Differentiable, any device.
 - `attend_cached`: the next token of many sequences against their key-value cache; the bias is one row per
   head.
+- `attend_packed`: many documents in one row, none of which sees another.
 - `attend_flex`: FlexAttention, one fused kernel on a GPU that computes the bias as it goes.
 
 Shapes: B batch, T queries, S keys, H query heads in G groups of R, D head width.
@@ -14,6 +15,7 @@ Shapes: B batch, T queries, S keys, H query heads in G groups of R, D head width
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -68,8 +70,22 @@ def attend_cached(q_BHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, positions_B: Te
     return out_BGRD.flatten(1, 2)
 
 
-def attend_flex(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor) -> Tensor:
-    """`attend` as FlexAttention: no bias in memory at all when compiled, which it is on a GPU."""
+def attend_packed(q_1THD: Tensor, k_1TGD: Tensor, v_1TGD: Tensor, slopes_H: Tensor, lengths: Sequence[int]) -> Tensor:
+    """`attend` within each of the documents that lie one after the other in a row; returns [1, T, H, D].
+
+    Everything else in a model works on single positions, so a packed row computes what its documents compute alone.
+    """
+    if q_1THD.is_cuda:
+        return attend_flex(q_1THD, k_1TGD, v_1TGD, slopes_H, lengths)
+    split = (x.split(list(lengths), dim=1) for x in (q_1THD, k_1TGD, v_1TGD))
+    return torch.cat([attend(q, k, v, slopes_H) for q, k, v in zip(*split, strict=True)], dim=1)
+
+
+def attend_flex(
+    q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor, lengths: Sequence[int] | None = None
+) -> Tensor:
+    """`attend`, or with `lengths` `attend_packed`, as FlexAttention: no bias in memory at all when compiled, which it
+    is on a GPU."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     t, s = q_BTHD.shape[1], k_BSGD.shape[1]
@@ -82,8 +98,13 @@ def attend_flex(q_BTHD: Tensor, k_BSGD: Tensor, v_BSGD: Tensor, slopes_H: Tensor
     def causal(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return query + offset >= key
 
+    documents_T = torch.repeat_interleave(torch.tensor(lengths or [t], device=q_BTHD.device))
+
+    def within(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return causal(b, h, query, key) & (documents_T[query] == documents_T[key])
+
     run = _compiled_flex() if q_BTHD.is_cuda else flex_attention
-    mask = create_block_mask(causal, None, None, t, s, device=str(q_BTHD.device))
+    mask = create_block_mask(within if lengths else causal, None, None, t, s, device=str(q_BTHD.device))
     q_BHTD, k_BGSD, v_BGSD = (x.transpose(1, 2) for x in (q_BTHD, k_BSGD, v_BSGD))
     out_BHTD: Tensor = run(q_BHTD, k_BGSD, v_BGSD, score_mod=score, block_mask=mask, enable_gqa=True)
     return out_BHTD.transpose(1, 2)

@@ -92,16 +92,17 @@ class Batch(Protocol):
 
 
 Item = TypeVar("Item")
+Drawn = TypeVar("Drawn", covariant=True)
 B = TypeVar("B", bound=Batch)
 
 
-class Cursor(Protocol[Item]):
+class Cursor(Protocol[Drawn]):
     """An endless stream of what micro-batches consist of: small, the same on every rank, quick to draw.
 
     `state` says where it stands, in plain numbers, strings, lists and tensors; `restore` goes there.
     """
 
-    def __next__(self) -> Item: ...
+    def __next__(self) -> Drawn: ...
     def state(self) -> dict[str, Any]: ...
     def restore(self, state: Mapping[str, Any]) -> None: ...
 
@@ -418,7 +419,7 @@ class Log:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step)  # type: ignore[no-untyped-call]
+            self._board: Any = SummaryWriter(str(out / "tensorboard"), purge_step=step)
         except ImportError:
             self._board = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @classmethod
     def from_environment(cls) -> World:
@@ -47,7 +47,9 @@ class World:
 
     @cached_property
     def _mesh(self) -> DeviceMesh:
-        return dist.init_device_mesh(self.device.type, (self.size,))
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.size,))
 
     def shard(self, model: nn.Module, modules: Iterable[nn.Module], *, bf16: bool) -> None:
         """Move a model to the device and split the parameters of its `modules`, inner ones first, over the ranks."""
@@ -63,6 +65,7 @@ class World:
             assert isinstance(module, FSDPModule)
             # Gradients are summed over the ranks; the loop divides by what was counted.
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
 
     def sum(self, value: float) -> float:
         """The sum over all ranks."""
