@@ -13,12 +13,16 @@ holds a piece of a word that has ended or the blank (`stepaudio.train.ablation`)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from stepaudio.errors import InputError
-from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, SEMANTIC_CODES
+from stepaudio.errors import InputError, MissingError
+from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, RATIO, SEMANTIC_CODES
 
+FILE = "nano.json"
+"""The vocabulary, beside a checkpoint's config.json and model.safetensors."""
 PAD, TTS, ASR, THEN, NEXT, LAST = range(6)
 SPEEDS = range(6, 11)
 """Five tags from slowest to fastest."""
@@ -70,11 +74,50 @@ def opening(speed: int) -> list[int]:
     return [TTS, SPEEDS[speed]]
 
 
-def words(phonemes: str) -> list[str]:
-    """The words of a line of phonemes, which pauses (spaces) part."""
-    return phonemes.split()
-
-
 def known_phonemes(lines: Iterable[str]) -> str:
     """The symbols of many lines of phonemes, without the pause."""
     return "".join(sorted({symbol for line in lines for symbol in line} - {" "}))
+
+
+@dataclass(frozen=True, slots=True)
+class WordGrammar:
+    """The groups of one word, then <next>: at most `max_groups`, of two linguistic and three semantic codes each."""
+
+    vocabulary: NanoVocabulary
+    max_groups: int
+    position: int = 0
+
+    def allowed(self) -> tuple[range, ...]:
+        groups, place = divmod(self.position, sum(RATIO))
+        if place >= RATIO[0]:
+            return (self.vocabulary.semantic,)
+        if place:
+            return (self.vocabulary.linguistic,)
+        end = range(NEXT, NEXT + 1)
+        return (end,) if groups >= self.max_groups else (end, self.vocabulary.linguistic)
+
+    def advance(self, token: int) -> WordGrammar:
+        if not any(token in span for span in self.allowed()):
+            raise InputError(f"token {token} may not come at place {self.position} of a word")
+        return replace(self, position=self.position + 1)
+
+
+def save_vocabulary(folder: Path, vocabulary: NanoVocabulary) -> None:
+    """Write `nano.json` beside a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"format": 1, "phonemes": vocabulary.phonemes, "pieces": vocabulary.pieces}, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_vocabulary(folder: Path) -> NanoVocabulary:
+    """Read what `save_vocabulary` wrote. Raises MissingError without the file and InputError when it is damaged."""
+    path = folder / FILE
+    if not path.is_file():
+        raise MissingError(f"{path} does not exist: the folder holds no nano language model")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != 1:
+            raise InputError(f"{path} is of format {values['format']}; this version reads 1")
+        return NanoVocabulary(str(values["phonemes"]), tuple(map(str, values["pieces"])))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error!r}") from error

@@ -1,0 +1,1 @@
+"""nano-voice: the project's own small voice, from phonemes to sound."""
