@@ -71,6 +71,9 @@ Item = list[tuple[int, float]]
 class _Players(nn.Module):
     """The vocoder and, in the second stage, its discriminators, under one roof for the loop."""
 
+    vocoder: Vocos
+    discriminators: Discriminators | None
+
     def __init__(self, vocoder: Vocos, discriminators: Discriminators | None) -> None:
         super().__init__()
         self.vocoder = vocoder
@@ -79,6 +82,8 @@ class _Players(nn.Module):
 
 class VocoderTask(Task[Item, Segments]):
     """Mel to sound, on random segments of all recordings of the split train."""
+
+    model: _Players
 
     def __init__(self, config: VocoderConfig, utterances: Sequence[Utterance] | None = None) -> None:
         if config.adversarial and config.init is None:
@@ -94,12 +99,12 @@ class VocoderTask(Task[Item, Segments]):
 
     @property
     def vocoder(self) -> Vocos:
-        return self.model.vocoder  # type: ignore[return-value]
+        return self.model.vocoder
 
     def optimizers(self) -> list[Optimizer]:
         players: list[tuple[nn.Module | None, float]] = [
-            (self.model.vocoder, self.config.learning_rate),  # type: ignore[list-item]
-            (self.model.discriminators, self.config.discriminator_rate),  # type: ignore[list-item]
+            (self.model.vocoder, self.config.learning_rate),
+            (self.model.discriminators, self.config.discriminator_rate),
         ]
         return [AdamW(own.parameters(), lr=rate, betas=(0.8, 0.99)) for own, rate in players if own is not None]
 
