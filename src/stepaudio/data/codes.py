@@ -66,7 +66,9 @@ def _folder(manifest: Path, name: str) -> Path:
     return manifest.parent / "codes" / name
 
 
-def _groups(manifest: Path, utterances: Sequence[Utterance], folder: Path) -> Iterator[tuple[Path, Sequence[Utterance]]]:
+def _groups(
+    manifest: Path, utterances: Sequence[Utterance], folder: Path
+) -> Iterator[tuple[Path, Sequence[Utterance]]]:
     for start in range(0, len(utterances), GROUP):
         group = utterances[start : start + GROUP]
         held = "\n".join(f"{os.path.relpath(u.audio, manifest.parent)} {u.duration}" for u in group)

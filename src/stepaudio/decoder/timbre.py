@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from stepaudio.decoder.layers import valid
 from stepaudio.errors import InputError, MissingError
 
+TIMBRE = "timbre.safetensors"
 FORMAT = 1
 _KERNEL, _STRIDE = 5, 2
 

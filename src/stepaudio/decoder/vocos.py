@@ -22,6 +22,7 @@ from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.stft import InverseStft
 from stepaudio.errors import InputError, MissingError
 
+VOCODER = "vocoder.safetensors"
 FORMAT = 1
 _KERNEL = 7
 _LOUDEST_BIN = 1e2

@@ -1,7 +1,7 @@
 """Training of the flow: codes to mel frames in the voice of another clip of the same speaker.
 
-    recordings = Recordings.read(manifest, "nano-tokenizer", MEL_24K)
-    Loop(FlowTask(FlowTraining(), recordings), LoopConfig(out, steps=5000)).run()
+    for line in train_flow(manifest, LoopConfig(out, steps=4000)):
+        print(line["step"], line["loss"])
 
 Whatever may be missing at inference is missing now and then in training: the prompt (half of the time), all conditions
 at once (for guidance), the speaker, one of the two codebooks. Chunks of streaming are drawn as well, so that one model
@@ -12,7 +12,9 @@ Shapes: B clips, R rows, T mel frames, M mel bands.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -21,15 +23,18 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim import AdamW, Optimizer
 
+from stepaudio.decoder.checkpoint import load_flow, save_flow
 from stepaudio.decoder.chunks import Schedule as Chunks
 from stepaudio.decoder.dit import DiTConfig
 from stepaudio.decoder.encoder import EncoderConfig
 from stepaudio.decoder.flow import AlignedFlow, FlowBatch, FlowConfig, build
-from stepaudio.decoder.timbre import TimbreConfig, TimbreEncoder
+from stepaudio.decoder.mel import MelSpec
+from stepaudio.decoder.timbre import TIMBRE, TimbreConfig, TimbreEncoder, load_timbre, save_timbre
 from stepaudio.decoder.tokens import PAD
+from stepaudio.errors import InputError
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.train.clips import FRAMES, Recordings
-from stepaudio.train.loop import Epochs, Loss, Task
+from stepaudio.train.loop import Epochs, Line, Loop, LoopConfig, Loss, Task, checkpoints
 from stepaudio.train.speech import batches
 
 MEAN, STD = -5.0, 3.1
@@ -90,6 +95,37 @@ class Speech(nn.Module):
         super().__init__()
         self.flow = flow
         self.timbre = timbre
+
+
+def train_flow(
+    manifest: Path, config: LoopConfig, training: FlowTraining | None = None, *, tokenizer: str = "nano-tokenizer"
+) -> Iterator[Line]:
+    """Learn from a tokenized manifest's split train, or go on where a run in `config.out` stopped, giving its log; at
+    the end the folder has `flow.safetensors` and `timbre.safetensors`. Raises MissingError and InputError."""
+    training = training or FlowTraining()
+    spec = MelSpec(training.flow.rate, 4 * training.flow.hop, training.flow.hop, training.flow.mels)
+    task = FlowTask(training, Recordings.read(manifest, tokenizer, spec))
+    if not checkpoints(config.out):
+        with DualTokenizer.load(tokenizer) as codebooks:
+            learn_codebooks(task.model.flow, codebooks)
+    loop = Loop(task, config)
+    yield from loop.run()
+    with loop.averaged():
+        save_speech(task.model, config.out)
+
+
+def save_speech(speech: Speech, folder: Path) -> None:
+    """Write both models as they are shipped, in float16."""
+    save_flow(speech.flow, folder, dtype=torch.float16)
+    save_timbre(speech.timbre, folder / TIMBRE, dtype=torch.float16)
+
+
+def load_speech(folder: Path) -> Speech:
+    """What `save_speech` wrote, to learn further. Raises MissingError and InputError."""
+    flow = load_flow(folder, dtype=torch.float32)
+    if not isinstance(flow, AlignedFlow):
+        raise InputError(f"{folder} has a flow of the 22.05 kHz generation; only the 24 kHz one is learned here")
+    return Speech(flow, load_timbre(folder / TIMBRE))
 
 
 class FlowTask(Task[Item, Clips]):

@@ -1,7 +1,7 @@
 """Training of the vocoder: spectra of the right sound at several resolutions first, then a game with discriminators.
 
-    Loop(VocoderTask(VocoderConfig(manifest)), LoopConfig(out, steps=3000)).run()
-    Loop(VocoderTask(VocoderConfig(manifest, init=out, adversarial=True)), LoopConfig(out2, steps=2000)).run()
+    train_vocoder(VocoderConfig(manifest), LoopConfig(out, steps=2400))
+    train_vocoder(VocoderConfig(manifest, init=out / VOCODER, adversarial=True), LoopConfig(out2, steps=1500))
 
 The first stage learns fast and sounds dull, for it may blur what it cannot foresee; the second gives that back.
 Sources: arXiv 1910.11480 (spectral losses), arXiv 2306.00814 (Vocos).
@@ -11,7 +11,7 @@ Shapes: B segments, T samples, M mel bands, F mel frames.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -25,10 +25,10 @@ from torch.optim import AdamW, Optimizer
 from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.decoder.mel import MelSpec
-from stepaudio.decoder.vocos import Vocos, VocosConfig, load_vocos
+from stepaudio.decoder.vocos import VOCODER, Vocos, VocosConfig, load_vocos, save_vocos
 from stepaudio.errors import InputError
 from stepaudio.train.discriminators import Discriminators, adversarial_loss, feature_loss, hinge_loss
-from stepaudio.train.loop import Epochs, Loss, Task
+from stepaudio.train.loop import Epochs, Line, Loop, LoopConfig, Loss, Task
 
 NANO = VocosConfig(n_fft=960, hop=240, upsample=2)
 """Mel frames of 20 ms, as the flow gives them, two spectra each."""
@@ -78,6 +78,16 @@ class _Players(nn.Module):
         super().__init__()
         self.vocoder = vocoder
         self.discriminators = discriminators
+
+
+def train_vocoder(training: VocoderConfig, config: LoopConfig) -> Iterator[Line]:
+    """Learn, or go on where a run in `config.out` stopped, giving its log; at the end the folder has
+    `vocoder.safetensors`. Raises MissingError and InputError."""
+    task = VocoderTask(training)
+    loop = Loop(task, config)
+    yield from loop.run()
+    with loop.averaged():
+        save_vocos(task.vocoder, config.out / VOCODER, dtype=torch.float16)
 
 
 class VocoderTask(Task[Item, Segments]):

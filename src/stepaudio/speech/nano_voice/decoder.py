@@ -13,8 +13,8 @@ from stepaudio.decoder.chunks import Schedule, Voice, flow_stream, read_voice
 from stepaudio.decoder.flow import FlowModel, Reference, Sampling
 from stepaudio.decoder.streaming import SpeechStream
 from stepaudio.decoder.tempo import Tempo
-from stepaudio.decoder.timbre import load_timbre
-from stepaudio.decoder.vocos import load_vocos
+from stepaudio.decoder.timbre import TIMBRE, load_timbre
+from stepaudio.decoder.vocos import VOCODER, load_vocos
 from stepaudio.errors import InputError, MissingError
 from stepaudio.speech.roles import Samples
 from stepaudio.speech.roles import Voice as Named
@@ -22,7 +22,7 @@ from stepaudio.train.clips import mel_of
 
 PACKAGED = Path(__file__).parent / "weights"
 """nano-voice, as it comes with the package."""
-VOCODER, TIMBRE, VOICES = "vocoder.safetensors", "timbre.safetensors", "voices.safetensors"
+VOICES = "voices.safetensors"
 CHUNKS = Schedule((6, 12, 24))
 """Rows of a chunk, 40 ms each: the first sound after 9 rows, 0.36 s of codes."""
 
