@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from test_train_lm import codes, nano, utterance
 
 from stepaudio.errors import Cancelled, InputError
 from stepaudio.lm.generate import SamplingParams
@@ -12,6 +11,7 @@ from stepaudio.lm.step1 import Config, Step1
 from stepaudio.speech.nano_voice.language import NanoLm
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
+from test_train_lm import codes, nano, utterance
 
 GREEDY = SamplingParams(temperature=0)
 
@@ -21,7 +21,7 @@ def learned(tmp_path_factory):
     """A model that knows what "ab cab" and "ba ab" sound like, and reads it back."""
     torch.set_num_threads(1)
     made = nano()
-    pairs = [(utterance("ab cab"), codes(0, groups=6)), (utterance("ba ab"), codes(1, groups=5))]
+    pairs = [(utterance("ab cab"), codes(0, groups=8)), (utterance("ba ab"), codes(1, groups=7))]
     documents = {kind: [getattr(made, kind)(*pair) for pair in pairs] for kind in ("tts", "asr")}
     config = Config(made.vocabulary.size, 64, 192, 2, 2, 2, max_seq_len=256)
     task = LmTask(Step1Scorer(Step1(config).initialise(0)), documents, {"tts": 1, "asr": 1}, Rates(1e-2), tokens=256)

@@ -1,6 +1,7 @@
 """Documents, packing and the language model's training."""
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lm_models import tiny_model, tiny_tokenizer
 
+from lm_models import tiny_model, tiny_tokenizer
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.lm.attention import attend, attend_flex, attend_packed
@@ -71,8 +72,8 @@ def test_nano_speech_is_interleaved_by_word():
         *(own.linguistic[:12].reshape(6, 2) + v.linguistic.start),
         *(own.semantic[:18].reshape(6, 3) + v.semantic.start),
     ]
-    group = [[*ids[g].tolist(), *ids[6 + g].tolist()] for g in range(6)]
-    first, second = sum(group[:3], []), sum(group[3:], [])
+    group = [np.concatenate([ids[g], ids[6 + g]]) for g in range(6)]
+    first, second = (np.concatenate(part).tolist() for part in (group[:3], group[3:]))
     assert tokens == [*opening(made.rate.level(one)), a, b, THEN, c, *first, NEXT, c, THEN, LAST, *second, NEXT]
     trained = np.array(tokens)[made.tts(one, own).trained].tolist()
     assert trained == [*first, NEXT, *second, NEXT]
@@ -118,7 +119,7 @@ def test_paper_documents_train_what_their_kind_says():
     assert [id for id in mixed.tokens if id in v.audio] == audio.tolist()
     kinds = [id in v.audio for id in mixed.tokens[1:-1]]
     assert kinds[0] is False
-    assert sum(a != b for a, b in zip(kinds, kinds[1:], strict=False)) >= 3  # text, audio, text, audio
+    assert sum(a != b for a, b in pairwise(kinds)) >= 3  # text, audio, text, audio
 
 
 def test_a_conversation_learns_its_last_reply_and_hears_its_last_question():
@@ -227,9 +228,7 @@ def task(**changes):
     rng = np.random.default_rng(0)
     documents = {kind: [document(rng.integers(5, 40, 12), kind) for _ in range(4)] for kind in ("asr", "tts")}
     model = Step1Scorer(tiny_model(vocab_size=64))
-    return LmTask(
-        model, documents, {"tts": 3, "asr": 1}, **{"streams": {"low": range(5, 20)}, "tokens": 30} | changes
-    )
+    return LmTask(model, documents, {"tts": 3, "asr": 1}, **{"streams": {"low": range(5, 20)}, "tokens": 30} | changes)
 
 
 def test_the_loss_is_the_cross_entropy_of_trained_tokens():

@@ -77,7 +77,7 @@ def attend_packed(q_1THD: Tensor, k_1TGD: Tensor, v_1TGD: Tensor, slopes_H: Tens
     """
     if q_1THD.is_cuda:
         return attend_flex(q_1THD, k_1TGD, v_1TGD, slopes_H, lengths)
-    split = (x.split(list(lengths), dim=1) for x in (q_1THD, k_1TGD, v_1TGD))
+    split = (torch.split(x, list(lengths), dim=1) for x in (q_1THD, k_1TGD, v_1TGD))
     return torch.cat([attend(q, k, v, slopes_H) for q, k, v in zip(*split, strict=True)], dim=1)
 
 

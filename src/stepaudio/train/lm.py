@@ -15,17 +15,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from stepaudio.lm import checkpoint
 from stepaudio.lm.attention import attend_packed
 from stepaudio.lm.step1 import Step1
 from stepaudio.train.documents import Document
 from stepaudio.train.loop import Loss, Task
 from stepaudio.train.packing import Mixture, Reference, Row, pack
+from stepaudio.train.world import World
 
 
 class Scorer(nn.Module, ABC):
@@ -40,13 +43,17 @@ class Scorer(nn.Module, ABC):
         """The layers that FSDP2 gathers one at a time."""
 
     @abstractmethod
-    def vocabulary_weights(self) -> Sequence[nn.Parameter]:
+    def vocabulary_weights(self) -> Sequence[Tensor]:
         """Embedding and head."""
 
     @abstractmethod
     def flops(self, lengths: Sequence[int], trained: int) -> float:
         """Arithmetic of a forward and backward pass: three times two operations per weight and token, and those of
         causal attention."""
+
+    @abstractmethod
+    def save(self, folder: Path, world: World) -> None:
+        """Write a checkpoint that can be begun with; every rank calls it, one writes."""
 
 
 class Step1Scorer(Scorer):
@@ -65,17 +72,22 @@ class Step1Scorer(Scorer):
     def blocks(self) -> Iterable[nn.Module]:
         return self.lm.model.layers
 
-    def vocabulary_weights(self) -> Sequence[nn.Parameter]:
+    def vocabulary_weights(self) -> Sequence[Tensor]:
         return self.lm.model.embed_tokens.weight, self.lm.lm_head.weight
 
     def flops(self, lengths: Sequence[int], trained: int) -> float:
-        body = sum(p.numel() for p in self.blocks_parameters())
+        body = sum(parameter.numel() for parameter in self.lm.model.layers.parameters())
         c = self.lm.config
         attention = 2 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * sum(n * n for n in lengths)
         return 3.0 * (2 * body * sum(lengths) + attention + 2 * self.lm.lm_head.weight.numel() * trained)
 
-    def blocks_parameters(self) -> Iterable[nn.Parameter]:
-        return self.lm.model.layers.parameters()
+    def save(self, folder: Path, world: World) -> None:
+        tensors = {name: world.whole(tensor) for name, tensor in self.lm.state_dict().items()}
+        if world.first:
+            with torch.device("meta"):
+                model = Step1(self.lm.config)
+            model.load_state_dict(tensors, assign=True)
+            checkpoint.save(model, folder)
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,7 @@ class LmTask(Task[list[Reference], Row]):
     held_out: Sequence[Document] = ()
 
     def __post_init__(self) -> None:
-        self.cursor = Mixture(self.documents, self.shares, tokens=self.tokens, seed=self.seed)
+        self.cursor: Mixture = Mixture(self.documents, self.shares, tokens=self.tokens, seed=self.seed)
         self.kinds = sorted({*self.shares, *(document.kind for document in self.held_out)})
         counts = {kind: [len(own), sum(document.count for document in own)] for kind, own in self.documents.items()}
         sizes = [list(parameter.shape) for parameter in self.model.parameters()]

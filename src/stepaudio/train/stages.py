@@ -1,0 +1,180 @@
+"""A language model's whole training: the stages of a recipe, one run after the other, resumable anywhere.
+
+    for line in train_lm(recipe("cpu_nano"), manifest, out): ...
+
+Each stage has a folder, `out/1-NAME` and so on, with its checkpoints, its log and at the end `model`, with which the
+next one begins. `out/model` is what the last one learned.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stepaudio.data.manifest import read_manifest
+from stepaudio.errors import InputError, MissingError
+from stepaudio.lm import checkpoint
+from stepaudio.lm.step1 import Step1
+from stepaudio.lm.text import TextTokenizer
+from stepaudio.train.corpus import Corpus, learn_text, nano_corpus, paper_corpus
+from stepaudio.train.huggingface import HfScorer, HfText
+from stepaudio.train.lm import LmTask, Scorer, Step1Scorer
+from stepaudio.train.log import Line
+from stepaudio.train.loop import Loop, LoopConfig
+from stepaudio.train.recipes import LmRecipe, Stage
+from stepaudio.train.world import World
+
+MODEL = "model"
+TEXT = "tokenizer.model"
+_ROWS = 64
+"""An embedding has a multiple of this many rows."""
+
+
+def train_lm(
+    recipe: LmRecipe,
+    manifest: Path,
+    out: Path,
+    *,
+    tokenizer: str = "nano-tokenizer",
+    start: Path | None = None,
+    text: Path | None = None,
+    save_every: int = 200,
+    seed: int = 0,
+) -> Iterator[Line]:
+    """Follow a recipe, giving the log's lines with the `stage` and its number of `steps`.
+
+    The manifest must be tokenized (`stepaudio data tokenize`). `start` is a checkpoint to begin with instead of random
+    weights: one of our own or a Hugging Face causal language model, whose vocabulary grows by the audio codes. `text`
+    has a document of text per line. Raises InputError and MissingError for what cannot be trained on.
+    """
+    world = World.from_environment()
+    corpus = _corpus(recipe, manifest, out, tokenizer, start, text, world)
+    begin = start
+    for number, stage in enumerate(recipe.stages, 1):
+        folder = out / f"{number}-{stage.name}"
+        if not (folder / MODEL).is_dir():
+            scorer = _scorer(recipe, begin, corpus.vocabulary, seed)
+            yield from _stage(recipe, stage, folder, scorer, corpus, world, save_every=save_every, seed=seed)
+        begin = folder / MODEL
+    if world.first and begin is not None and not (out / MODEL).is_dir():
+        shutil.copytree(begin, out / MODEL)
+    world.wait()
+
+
+def _stage(
+    recipe: LmRecipe,
+    stage: Stage,
+    folder: Path,
+    scorer: Scorer,
+    corpus: Corpus,
+    world: World,
+    *,
+    save_every: int,
+    seed: int,
+) -> Iterator[Line]:
+    task = LmTask(
+        scorer,
+        corpus.documents,
+        stage.shares,
+        stage.rates,
+        tokens=recipe.row,
+        seed=seed,
+        streams=corpus.streams,
+        held_out=corpus.held_out,
+    )
+    steps = recipe.steps(stage)
+    config = LoopConfig(
+        folder,
+        steps,
+        recipe.rows,
+        stage.schedule,
+        ema=recipe.ema,
+        seed=seed,
+        save_every=save_every,
+        evaluate_every=max(1, steps // 10),
+    )
+    loop = Loop(task, config, world)
+    for line in loop.run():
+        yield {"stage": stage.name, "steps": steps, **line}
+    task.cursor.check()
+    half = folder / f"{MODEL}.half"
+    with loop.averaged():
+        scorer.save(half, world)
+    if world.first:
+        corpus.keep(half)
+        os.replace(half, folder / MODEL)
+    world.wait()
+
+
+def _corpus(
+    recipe: LmRecipe,
+    manifest: Path,
+    out: Path,
+    tokenizer: str,
+    start: Path | None,
+    text: Path | None,
+    world: World,
+) -> Corpus:
+    if recipe.layout == "nano":
+        return nano_corpus(manifest, tokenizer, pieces=recipe.text, start=start)
+    lines = text.read_text(encoding="utf-8").splitlines() if text else []
+    if start is not None and not _is_step1(start):
+        written = HfText(start)
+        return paper_corpus(manifest, tokenizer, written, written.tokenizer.save_pretrained, lines=lines)
+    path = (start or out) / TEXT
+    if not path.is_file() and start is None and world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        said = [utterance.text for utterance in read_manifest(manifest, split="train")]
+        path.write_bytes(learn_text([*said, *lines], recipe.text))
+    world.wait()
+    return paper_corpus(manifest, tokenizer, TextTokenizer(path), partial(_copy_text, path), lines=lines)
+
+
+def _copy_text(path: Path, folder: Path) -> None:
+    shutil.copyfile(path, folder / TEXT)
+
+
+def _scorer(recipe: LmRecipe, begin: Path | None, vocabulary: int, seed: int) -> Scorer:
+    """The model that a stage begins with, which knows at least `vocabulary` ids."""
+    if begin is None:
+        config = replace(recipe.model, vocab_size=-(-vocabulary // _ROWS) * _ROWS)
+        return Step1Scorer(Step1(config).initialise(seed))
+    if not _is_step1(begin):
+        return HfScorer.load(begin, vocabulary)
+    return Step1Scorer(grown(checkpoint.load(begin, dtype=torch.float32), vocabulary, seed))
+
+
+def _is_step1(folder: Path) -> bool:
+    path = folder / checkpoint.CONFIG
+    if not path.is_file():
+        raise MissingError(f"{path} does not exist: {folder} is no checkpoint to begin with")
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type") == "step1")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a model's configuration: {error}") from error
+
+
+def grown(model: Step1, vocabulary: int, seed: int) -> Step1:
+    """A model to train that knows `vocabulary` ids or more; rows that are new begin near the mean of the others."""
+    size = max(model.config.vocab_size, -(-vocabulary // _ROWS) * _ROWS)
+    larger = Step1(replace(model.config, vocab_size=size)).initialise(seed)
+    tensors = model.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = _with_rows(tensors[name], size, generator)
+    larger.load_state_dict(tensors)
+    return larger
+
+
+def _with_rows(weight_VC: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    more = size - len(weight_VC)
+    noise = torch.randn(more, weight_VC.shape[1], generator=generator) * weight_VC.std(dim=0) * 0.1
+    return torch.cat([weight_VC, weight_VC.mean(dim=0) + noise])
