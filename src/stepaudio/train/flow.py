@@ -34,7 +34,8 @@ from stepaudio.decoder.tokens import PAD
 from stepaudio.errors import InputError
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.train.clips import FRAMES, Recordings
-from stepaudio.train.loop import Epochs, Line, Loop, LoopConfig, Loss, Task, checkpoints
+from stepaudio.train.log import Line
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Task, checkpoints
 from stepaudio.train.speech import batches
 
 MEAN, STD = -5.0, 3.1
@@ -68,6 +69,11 @@ class FlowTraining:
     """For each of the two."""
     prior: float = 0.5
     seed: int = 0
+
+    @property
+    def spec(self) -> MelSpec:
+        """The mel it makes; the window is four hops long."""
+        return MelSpec(self.flow.rate, 4 * self.flow.hop, self.flow.hop, self.flow.mels)
 
 
 @dataclass
@@ -103,8 +109,7 @@ def train_flow(
     """Learn from a tokenized manifest's split train, or go on where a run in `config.out` stopped, giving its log; at
     the end the folder has `flow.safetensors` and `timbre.safetensors`. Raises MissingError and InputError."""
     training = training or FlowTraining()
-    spec = MelSpec(training.flow.rate, 4 * training.flow.hop, training.flow.hop, training.flow.mels)
-    task = FlowTask(training, Recordings.read(manifest, tokenizer, spec))
+    task = FlowTask(training, Recordings.read(manifest, tokenizer, training.spec))
     if not checkpoints(config.out):
         with DualTokenizer.load(tokenizer) as codebooks:
             learn_codebooks(task.model.flow, codebooks)

@@ -28,7 +28,8 @@ from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.vocos import VOCODER, Vocos, VocosConfig, load_vocos, save_vocos
 from stepaudio.errors import InputError
 from stepaudio.train.discriminators import Discriminators, adversarial_loss, feature_loss, hinge_loss
-from stepaudio.train.loop import Epochs, Line, Loop, LoopConfig, Loss, Task
+from stepaudio.train.log import Line
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Task
 
 NANO = VocosConfig(n_fft=960, hop=240, upsample=2)
 """Mel frames of 20 ms, as the flow gives them, two spectra each."""
