@@ -41,7 +41,8 @@ def test_its_mel_can_be_the_decoders():
 def test_mel_frames_can_be_two_frames_each(cuts, ahead):
     model = small(ahead=ahead, upsample=2)
     whole, _ = model(mels(25))
-    assert model.hop == 32 and whole.shape == (1, 25 * 32)
+    assert model.hop == 32
+    assert whole.shape == (1, 25 * 32)
     assert_close(spoken(model, mels(25), cuts), whole, rtol=0, atol=1e-5)
     early, _ = model(mels(25), last=False)
     assert early.shape[1] // 32 == 25 - model.lookahead
