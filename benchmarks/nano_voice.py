@@ -40,7 +40,7 @@ from stepaudio.eval.codes import error_rate
 from stepaudio.eval.metrics.intervals import mean
 from stepaudio.eval.metrics.mos import DnsMos
 from stepaudio.eval.metrics.speaker import similarity
-from stepaudio.speech.nano_voice.decoder import PACKAGED
+from stepaudio.speech.nano_voice.decoder import PACKAGED, SAMPLING
 from stepaudio.speech.nano_voice.listener import NanoTranscriber
 from stepaudio.speech.nano_voice.speaker import SPEEDS, NanoSpeaker
 from stepaudio.speech.roles import Reference, Speaker
@@ -256,17 +256,21 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, help="manifest of speakers that nothing was trained on, for cloning")
     parser.add_argument("--only", nargs="*", default=["resynthesis", "speaking", "speeds", "cloning", "hearing"])
     parser.add_argument("--limit", type=int, default=40, help="sentences")
-    parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--guidance", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, default=SAMPLING.steps)
+    parser.add_argument("--guidance", type=float, default=SAMPLING.guidance)
+    parser.add_argument("--temperature", type=float, default=SAMPLING.temperature)
+    parser.add_argument("--split", default="test", help="dev, to choose the three above")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    known = read_tokenized(options.manifest, "nano-tokenizer", split="test")
+    known = read_tokenized(options.manifest, "nano-tokenizer", split=options.split)
     test = [pair for pair in known if pair[0].teacher == "hibari" and len(words_of(pair[0])) >= 4][: options.limit]
     ears = Ears()
-    nano = NanoSpeaker(options.folder, steps=options.steps, guidance=options.guidance)
-    sampling = Sampling(options.steps, options.guidance)
+    sampling = Sampling(options.steps, options.guidance, options.temperature)
+    nano = NanoSpeaker(
+        options.folder, steps=sampling.steps, guidance=sampling.guidance, temperature=sampling.temperature
+    )
     parts: dict[str, Callable[[], Figures]] = {
         "resynthesis": lambda: resynthesis(test, ears, options.folder, sampling),
         "speaking": lambda: speaking(test, ears, nano),

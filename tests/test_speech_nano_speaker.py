@@ -12,6 +12,7 @@ from numpy.testing import assert_allclose
 import nano_voice
 from stepaudio.data.codes import tokenize_manifest
 from stepaudio.data.manifest import Utterance, write_manifest
+from stepaudio.decoder.flow import Sampling
 from stepaudio.errors import InputError, MissingError, NotFoundError, TextError
 from stepaudio.speech.backends.phonemes import Pronunciation
 from stepaudio.speech.nano_voice.adapt import Adaptation, learn
@@ -99,7 +100,7 @@ def test_what_cannot_be_is_refused(speaker, folder, tmp_path):
 
 
 def test_codes_stream_to_what_they_are_at_once(folder):
-    decoder = NanoDecoder(folder, steps=2)
+    decoder = NanoDecoder(folder, Sampling(2))
     random = np.random.default_rng(0)
     tokens = interleave(random.integers(0, 1024, 40), random.integers(0, 4096, 60))
     voice = decoder.voice("anna")

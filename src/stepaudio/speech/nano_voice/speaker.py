@@ -8,10 +8,11 @@ from pathlib import Path
 from threading import Event
 
 from stepaudio.decoder.chunks import Voice as Timbre
+from stepaudio.decoder.flow import Sampling
 from stepaudio.errors import InputError, TextError
 from stepaudio.speech.backends.onnx_voice import split
 from stepaudio.speech.backends.phonemes import PAUSE, Phonemizer, Pronunciation
-from stepaudio.speech.nano_voice.decoder import PACKAGED, NanoDecoder
+from stepaudio.speech.nano_voice.decoder import PACKAGED, SAMPLING, NanoDecoder
 from stepaudio.speech.nano_voice.language import SPEAK, NanoLm
 from stepaudio.speech.roles import Reference, Samples, Speaker, Speech, Voice
 from stepaudio.speech.voices import check_speed, find_voice
@@ -31,14 +32,21 @@ _STRESS = "ˈˌ"
 class NanoSpeaker:
     """A `Cloner` and `StyledSpeaker` over nano-voice; it reads English.
 
-    `folder` holds its weights, the package's own if left out. `steps` and `guidance` are the flow's; with a `seed`
-    the same clause always sounds the same. Raises MissingError and InputError.
+    `folder` holds its weights, the package's own if left out. `steps`, `guidance` (which doubles the cost of a step)
+    and `temperature` are the flow's; with a `seed` the same clause always sounds the same. Raises MissingError and
+    InputError.
     """
 
     def __init__(
-        self, folder: Path | str = PACKAGED, *, steps: int = 6, guidance: float = 0.0, seed: int | None = 0
+        self,
+        folder: Path | str = PACKAGED,
+        *,
+        steps: int = SAMPLING.steps,
+        guidance: float = SAMPLING.guidance,
+        temperature: float = SAMPLING.temperature,
+        seed: int | None = 0,
     ) -> None:
-        self.decoder = NanoDecoder(Path(folder), steps=steps, guidance=guidance)
+        self.decoder = NanoDecoder(Path(folder), Sampling(steps, guidance, temperature))
         self._lm = NanoLm.load(Path(folder))
         self._params = replace(SPEAK, seed=seed)
         self._phonemes = Phonemizer()
