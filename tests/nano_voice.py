@@ -37,7 +37,7 @@ def folder(path):
     save_speech(speech, path)
     save_vocos(Vocos(VOCOS), path / VOCODER)
     save_voices(path / VOICES, {Voice(name, ("en",), "nobody"): torch.randn(8) for name in VOICE_NAMES})
-    vocabulary = NanoVocabulary("ɪkæthɛlOnsðəɹdŋ", ("", "a", "b"))
+    vocabulary = NanoVocabulary(" IɪkæthɛlOnsðəɹdŋA")
     model = Step1(Config(vocabulary.size, 32, 64, 1, 2, 2, max_seq_len=512)).initialise(0)
     checkpoint.save(model, path)
     save_vocabulary(path, vocabulary)

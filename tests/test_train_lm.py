@@ -14,14 +14,13 @@ from lm_models import tiny_model, tiny_tokenizer
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.lm.attention import attend, attend_flex, attend_packed
-from stepaudio.lm.nano import LAST, NEXT, THEN, NanoVocabulary, known_phonemes, opening
+from stepaudio.lm.nano import COUNTS, NanoVocabulary, known_phonemes, opening
 from stepaudio.lm.prompts import Prompts, Turn
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.documents import Document, NanoDocuments, PaperDocuments, SpeakingRate, timed_words
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
 from stepaudio.train.packing import Mixture, pack
-from stepaudio.train.pieces import Pieces
 
 TEXTS = ["ab ba", "ba ab", "cab", "ab cab", "a b c"]
 
@@ -50,10 +49,9 @@ def document(tokens, kind="text"):
 
 
 def nano():
-    pieces = Pieces.of(TEXTS, 12)
     said = [utterance(text) for text in TEXTS]
-    vocabulary = NanoVocabulary(known_phonemes(u.phonemes for u in said), tuple(pieces.names))
-    return NanoDocuments(vocabulary, pieces, SpeakingRate(said))
+    vocabulary = NanoVocabulary(known_phonemes(u.phonemes for u in said))
+    return NanoDocuments(vocabulary, SpeakingRate(said))
 
 
 def test_a_pause_belongs_to_the_word_before():
@@ -61,34 +59,61 @@ def test_a_pause_belongs_to_the_word_before():
     assert [(word.phonemes, word.end) for word in words] == [("ab", 360), ("c", 540)]
 
 
-def test_nano_speech_is_interleaved_by_word():
+def rows(document, given):
+    """The groups of a document behind its first tokens, ten or nine tokens each."""
+    return document.tokens[given:].reshape(-1, 10 if document.kind == "tts" else 9).tolist()
+
+
+def test_nano_speech_moves_a_window_over_the_phonemes():
     made = nano()
     v = made.vocabulary
     one, own = utterance("ab c"), codes(0)
-    tokens = made.tts(one, own).tokens.tolist()
-    a, b, c = v.word("abc")
-    # "ab" and its pause end at 360 ms, three groups; "c" has what is left.
-    ids = [
-        *(own.linguistic[:12].reshape(6, 2) + v.linguistic.start),
-        *(own.semantic[:18].reshape(6, 3) + v.semantic.start),
-    ]
-    group = [np.concatenate([ids[g], ids[6 + g]]) for g in range(6)]
-    first, second = (np.concatenate(part).tolist() for part in (group[:3], group[3:]))
-    assert tokens == [*opening(made.rate.level(one)), a, b, THEN, c, *first, NEXT, c, THEN, LAST, *second, NEXT]
-    trained = np.array(tokens)[made.tts(one, own).trained].tolist()
-    assert trained == [*first, NEXT, *second, NEXT]
+    document = made.tts(one, own)
+    assert document.tokens[:2].tolist() == opening(made.rate.level(one))
+    # " ab c " ends at 90, 180, 270, 360, 450, 540 ms; groups at 120, 240, 360, 480, 600, 720 ms.
+    windows = [" ab ", "ab c", "b c ", "c ", " ", ""]
+    counts = [1, 1, 2, 1, 1, 0]
+    for row, window, count, group in zip(rows(document, 2), windows, counts, range(6), strict=True):
+        assert row[:4] == v.write(window)
+        assert row[4] == COUNTS[count]
+        assert row[5:7] == (own.linguistic[2 * group :][:2] + v.linguistic.start).tolist()
+        assert row[7:] == (own.semantic[3 * group :][:3] + v.semantic.start).tolist()
+    trained = document.trained[2:].reshape(-1, 10)
+    assert trained[:, 4:].all()
+    assert not trained[:, :4].any()
 
 
-def test_nano_hearing_has_a_place_for_text_after_each_group():
+def test_a_window_catches_up_when_more_phonemes_end_than_it_holds():
+    made = nano()
+    fast = utterance("abcabc ab", per_symbol=20)  # six end in 120 ms
+    counts = [row[4] - COUNTS.start for row in rows(made.tts(fast, codes(0, groups=3)), 2)]
+    assert counts == [4, 4, 3]
+
+
+def test_nano_hearing_writes_what_sounded_in_the_group_before():
     made = nano()
     v = made.vocabulary
-    heard = made.asr(utterance("ab ba"), codes(0))
-    rows = heard.tokens[1:].reshape(-1, 6)
-    assert len(rows) == 6 + 8
-    assert heard.trained[1:].reshape(-1, 6).sum(axis=0).tolist() == [0, 0, 0, 0, 0, 14]
-    assert made.pieces.decode((rows[:, 5] - v.text.start).tolist()) == "ab ba"
-    assert all(id in v.linguistic for id in rows[:, :2].ravel())
-    assert all(id in v.semantic for id in rows[:, 2:5].ravel())
+    one, own = utterance("ab c"), codes(0)
+    document = made.asr(one, own)
+    heard = rows(document, 1)
+    assert len(heard) == 7
+    assert heard[0][5:] == v.write("")
+    # Moments at 15, 45, 75, 105 ms and so on: the pause lasts to 90 ms, "a" to 180.
+    assert [row[5:] for row in heard[1:4]] == [v.write("   a"), v.write("aabb"), v.write("b   ")]
+    assert heard[6][:5] == heard[5][:5]
+    trained = document.trained[1:].reshape(-1, 9)
+    assert trained[1:, 5:].all()
+    assert trained.sum() == 6 * 4
+
+
+def test_places_and_symbols_have_ids_of_their_own():
+    v = nano().vocabulary
+    assert v.phonemes == " abc"
+    ids = [v.place(i) for i in range(4)] + [v.linguistic, v.semantic]
+    assert all(a.stop == b.start for a, b in pairwise(ids))
+    assert v.write("c?") == [v.place(0).start + 4, v.place(1).start, v.place(2).start, v.place(3).start]
+    assert v.size % 64 == 0
+    assert v.size >= v.semantic.stop
 
 
 def test_speeds_are_levels_of_the_speaking_rate():

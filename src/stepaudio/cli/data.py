@@ -110,3 +110,26 @@ def filter(
     else:
         found = ", ".join(f"{count} by {reason}" for reason, count in reasons.most_common()) or "none"
         console().print(f"{out}: {len(kept)} lines; rejected: {found}")
+
+
+@app.command()
+def tokenize(
+    manifest: Annotated[Path, typer.Argument(help="manifest.jsonl; its codes are kept in codes/ beside it.")],
+    tokenizer: Annotated[str, typer.Option(help="A tokenizer's folder, or one that is packaged.")] = "nano-tokenizer",
+    json: JsonOption = False,
+) -> None:
+    """Tokenize a manifest's recordings for training; stop it at any time, it goes on from there."""
+    from stepaudio.data.codes import tokenize_manifest
+    from stepaudio.data.manifest import read_manifest
+    from stepaudio.tokenizer.dual import DualTokenizer
+
+    done, seconds, name = 0, 0.0, Path(tokenizer).name
+    with progress(quiet=json) as bars, DualTokenizer.load(tokenizer) as encoders:
+        task = bars.add_task("tokenizing", total=len(read_manifest(manifest)))
+        for lines, audio in tokenize_manifest(manifest, encoders, name):
+            done, seconds = done + lines, seconds + audio
+            bars.update(task, completed=done, description=f"{seconds / 3600:.1f} h")
+    if json:
+        print_json({"codes": str(manifest.parent / "codes" / name), "lines": done, "hours": seconds / 3600})
+    else:
+        console().print(f"{manifest.parent / 'codes' / name}: {done} lines, {seconds / 3600:.1f} h")

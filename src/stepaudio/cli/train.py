@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -52,8 +54,7 @@ def tokenizer(
 
     A folder with both halves, semantic.safetensors and linguistic.safetensors, is a tokenizer.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise MissingError("training needs torch; run: pip install 'stepaudio[train]'")
+    _require_torch()
     import torch
 
     from stepaudio.train.asr import RecognizerConfig
@@ -80,8 +81,8 @@ def tokenizer(
 
         def report(line: dict[str, Any]) -> None:
             last.update(line)
-            speed = f"{line['audio_seconds_per_second']:.0f} s/s, {line['codes_per_second']:.0f} codes/s"
-            bars.update(task, completed=line["step"], description=f"loss {line['total']:.3f}, {speed}")
+            speed = f"{line['tokens_per_second']:.0f} codes/s"
+            bars.update(task, completed=line["step"], description=f"loss {line['loss']:.3f}, {speed}")
 
         train(config, report)
         if not semantic:
@@ -96,3 +97,84 @@ def tokenizer(
         print_json({"output": str(out), **last})
     else:
         console().print(f"{out / f'{branch}.safetensors'} after {steps} steps")
+
+
+@app.command()
+def lm(
+    recipe: Annotated[str, typer.Argument(help="cpu_smoke, cpu_nano, h100_30min, paper_3b or paper_130b.")],
+    manifest: Annotated[Path, typer.Argument(help="A manifest that `stepaudio data tokenize` has tokenized.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")],
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Begin with a checkpoint: ours, or a Hugging Face causal LM's folder.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="More text for the paper's layout: a document per line.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="The tokenizer whose codes are read.")] = "nano-tokenizer",
+    tokens: Annotated[float | None, typer.Option(help="Of all stages together, instead of the recipe's.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    json: JsonOption = False,
+) -> None:
+    """Train a language model by a recipe; stop it at any time, it goes on from there.
+
+    Under torchrun, all processes share one run: torchrun --nproc-per-node=8 $(command -v stepaudio) train lm ...
+    """
+    _require_torch()
+    import torch
+
+    from stepaudio.train.recipes import recipe as named
+    from stepaudio.train.stages import MODEL, train_lm
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = named(recipe) if tokens is None else named(recipe).scaled(tokens)
+    lines = train_lm(
+        chosen, manifest, out, tokenizer=tokenizer, start=start, text=text, save_every=save_every, seed=seed
+    )
+    first = os.environ.get("RANK", "0") == "0"
+    last = follow(lines, quiet=json or not first)
+    if not first:
+        return
+    if json:
+        print_json({"output": str(out / MODEL), **last})
+    else:
+        console().print(f"{out / MODEL} after {last.get('step', 0)} steps; the log is log.jsonl in each stage's folder")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="cpu_smoke, cpu_nano, h100_30min, paper_3b or paper_130b.")],
+    json: JsonOption = False,
+) -> None:
+    """What a recipe costs: parameters, tokens, operations, memory, and hours on named hardware."""
+    _require_torch()
+    from dataclasses import asdict
+
+    from stepaudio.train.plan import plan as reckon
+    from stepaudio.train.plan import table
+    from stepaudio.train.recipes import recipe as named
+
+    planned = reckon(named(recipe))
+    if json:
+        print_json(asdict(planned))
+    else:
+        print(table(planned))
+
+
+def follow(lines: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+    """Show a run's lines as a bar with its loss, speed and time left; returns the last one."""
+    last: dict[str, Any] = {}
+    with progress(quiet=quiet) as bars:
+        tasks: dict[str, Any] = {}
+        for last in lines:
+            stage = str(last.get("stage", "training"))
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=last["steps"])
+            speed = f"{last['tokens_per_second']:,.0f}/s" + (f", {last['mfu']:.0%} MFU" if "mfu" in last else "")
+            bars.update(tasks[stage], completed=last["step"], description=f"{stage}: loss {last['loss']:.3f}, {speed}")
+    return last
+
+
+def _require_torch() -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise MissingError("training needs torch; run: pip install 'stepaudio[train]'")

@@ -1,20 +1,25 @@
-"""The layout of the nano language model: phonemes in, dual codes out, and dual codes in, pieces of words out.
+"""The layout of the nano language model: phonemes in, dual codes out, and dual codes in, phonemes out.
 
-A token is a special, a phoneme, a piece of a word, a linguistic or a semantic code, in this order of ids. Speaking is
-interleaved by word. Each word's phonemes stand right before its groups of codes, together with those of the word that
-comes next, so that both text and audio stream and no alignment is longer than a word:
+A token is a special, a phoneme in one of four places, a linguistic or a semantic code, in this order of ids. All is
+told group by group (120 ms), so that text and sound stream and no alignment is left to be found:
 
-    <tts> <speed 2>  T1 <then> T2  A1 <next>  T2 <then> T3  A2 <next> ... Tn <then> <last>  An <next>
+    <tts> <speed 2>  W W W W <count> L L S S S  W W W W <count> L L S S S ...
+    <asr>  L L S S S M M M M  L L S S S M M M M ...
 
-The model is trained on the groups and on <next>; whoever generates inserts the phonemes. A pause belongs to the word
-before it, and a word shorter than half a group may have none. Hearing has one place for text after each group, which
-holds a piece of a word that has ended or the blank (`stepaudio.train.ablation`).
+To speak, W are the phoneme that sounds as the group begins and the three behind it. The model says how many of them
+end within the group (`<count>`) and then how the group sounds; whoever generates moves the window on by that many. So
+every phoneme is spoken, once, in its turn, and the count is all there is of duration.
+
+To hear, M are what the model hears at four even moments of the group before. It has heard a group more by then.
+
+Phonemes are those of misaki's alphabet without stress; a space is the pause between two words, at the start and at the
+end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,9 +28,13 @@ from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, RATIO, SEMANTIC_COD
 
 FILE = "nano.json"
 """The vocabulary, beside a checkpoint's config.json and model.safetensors."""
-PAD, TTS, ASR, THEN, NEXT, LAST = range(6)
-SPEEDS = range(6, 11)
+PLACES = 4
+"""Phonemes of a window, and moments of a group."""
+PAUSE = " "
+PAD, TTS, ASR = range(3)
+SPEEDS = range(3, 8)
 """Five tags from slowest to fastest."""
+COUNTS = range(8, 8 + PLACES + 1)
 _SPECIALS = 16
 _BLOCK = 64
 """Rows of the embedding come in blocks of this many."""
@@ -33,21 +42,23 @@ _BLOCK = 64
 
 @dataclass(frozen=True)
 class NanoVocabulary:
-    """Where things lie in the ids. `phonemes` are one character each; `pieces` the names of a recogniser's pieces,
-    the blank first."""
+    """Where things lie in the ids. `phonemes` are one character each, the pause among them."""
 
     phonemes: str
-    pieces: tuple[str, ...]
+
+    def place(self, place: int) -> range:
+        """Ids of what may stand in a place 0 to 3: nothing (behind the end), or each of the phonemes."""
+        start = _SPECIALS + place * (1 + len(self.phonemes))
+        return range(start, start + 1 + len(self.phonemes))
 
     @property
-    def text(self) -> range:
-        """Ids of the pieces."""
-        start = _SPECIALS + len(self.phonemes)
-        return range(start, start + len(self.pieces))
+    def places(self) -> range:
+        """Ids of all places."""
+        return range(self.place(0).start, self.place(PLACES - 1).stop)
 
     @property
     def linguistic(self) -> range:
-        return range(self.text.stop, self.text.stop + LINGUISTIC_CODES)
+        return range(self.places.stop, self.places.stop + LINGUISTIC_CODES)
 
     @property
     def semantic(self) -> range:
@@ -57,14 +68,16 @@ class NanoVocabulary:
     def size(self) -> int:
         return -(-self.semantic.stop // _BLOCK) * _BLOCK
 
-    def word(self, phonemes: str) -> list[int]:
-        """Ids of a word's phonemes; symbols that the model does not know are left out."""
-        places = (self.phonemes.find(symbol) for symbol in phonemes)
-        return [_SPECIALS + place for place in places if place >= 0]
+    def write(self, phonemes: str) -> list[int]:
+        """Ids of up to four phonemes in their places; what is left of the places holds nothing.
 
-    def before(self, word: Sequence[int], following: Sequence[int] | None) -> list[int]:
-        """What is inserted before a word's groups: its ids and those of the next word, or None behind the last."""
-        return [*word, THEN, *([LAST] if following is None else following)]
+        A symbol that is not known counts as nothing, too.
+        """
+        return [self.place(i).start + 1 + self.phonemes.find(phonemes[i : i + 1] or "\0") for i in range(PLACES)]
+
+    def known(self, phonemes: str) -> str:
+        """The phonemes without symbols that the model does not know."""
+        return "".join(symbol for symbol in phonemes if symbol in self.phonemes)
 
 
 def opening(speed: int) -> list[int]:
@@ -75,37 +88,34 @@ def opening(speed: int) -> list[int]:
 
 
 def known_phonemes(lines: Iterable[str]) -> str:
-    """The symbols of many lines of phonemes, without the pause."""
-    return "".join(sorted({symbol for line in lines for symbol in line} - {" "}))
+    """The symbols of many lines of phonemes, the pause first."""
+    return PAUSE + "".join(sorted({symbol for line in lines for symbol in line} - {PAUSE}))
 
 
 @dataclass(frozen=True, slots=True)
-class WordGrammar:
-    """The groups of one word, then <next>: at most `max_groups`, of two linguistic and three semantic codes each."""
+class GroupGrammar:
+    """A count from `least` to `most`, two linguistic and three semantic codes."""
 
     vocabulary: NanoVocabulary
-    max_groups: int
+    most: int
+    least: int = 0
     position: int = 0
 
     def allowed(self) -> tuple[range, ...]:
-        groups, place = divmod(self.position, sum(RATIO))
-        if place >= RATIO[0]:
-            return (self.vocabulary.semantic,)
-        if place:
-            return (self.vocabulary.linguistic,)
-        end = range(NEXT, NEXT + 1)
-        return (end,) if groups >= self.max_groups else (end, self.vocabulary.linguistic)
+        if self.position == 0:
+            return (COUNTS[self.least : self.most + 1],)
+        return (self.vocabulary.linguistic if self.position <= RATIO[0] else self.vocabulary.semantic,)
 
-    def advance(self, token: int) -> WordGrammar:
+    def advance(self, token: int) -> GroupGrammar:
         if not any(token in span for span in self.allowed()):
-            raise InputError(f"token {token} may not come at place {self.position} of a word")
+            raise InputError(f"token {token} may not come at place {self.position} of a group")
         return replace(self, position=self.position + 1)
 
 
 def save_vocabulary(folder: Path, vocabulary: NanoVocabulary) -> None:
     """Write `nano.json` beside a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": 1, "phonemes": vocabulary.phonemes, "pieces": vocabulary.pieces}, ensure_ascii=False)
+    text = json.dumps({"format": 1, "phonemes": vocabulary.phonemes}, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
 
 
@@ -118,6 +128,9 @@ def load_vocabulary(folder: Path) -> NanoVocabulary:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != 1:
             raise InputError(f"{path} is of format {values['format']}; this version reads 1")
-        return NanoVocabulary(str(values["phonemes"]), tuple(map(str, values["pieces"])))
+        phonemes = values["phonemes"]
+        if not isinstance(phonemes, str) or PAUSE not in phonemes:
+            raise ValueError("no phonemes")
+        return NanoVocabulary(phonemes)
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is damaged: {error!r}") from error

@@ -12,8 +12,8 @@ Shapes: B utterances, T frames, I feature width, D model width, U pieces, V voca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,9 @@ class Batch:
     labels_BU: Tensor
     label_lengths_B: Tensor
     phonemes_BTP: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,13 @@ import numpy as np
 
 from stepaudio.data.codes import read_tokenized
 from stepaudio.data.manifest import Utterance
-from stepaudio.errors import InputError, MissingError
-from stepaudio.lm.nano import NEXT, NanoVocabulary, known_phonemes, load_vocabulary, save_vocabulary
+from stepaudio.errors import InputError
+from stepaudio.lm.nano import COUNTS, NanoVocabulary, known_phonemes, load_vocabulary, save_vocabulary
 from stepaudio.lm.prompts import Prompts
 from stepaudio.lm.text import SPECIALS, TextTokenizer
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.documents import Document, NanoDocuments, PaperDocuments, SpeakingRate
-from stepaudio.train.pieces import Pieces
 
-_PIECES = "pieces.model"
-"""The SentencePiece model of the nano layout's pieces, beside `nano.json`."""
 _HELD_OUT = 60
 """Documents of each kind that are judged."""
 
@@ -42,7 +39,7 @@ class Corpus:
     keep: Callable[[Path], None]
 
 
-def nano_corpus(manifest: Path, tokenizer: str, *, pieces: int, start: Path | None = None) -> Corpus:
+def nano_corpus(manifest: Path, tokenizer: str, *, start: Path | None = None) -> Corpus:
     """Speaking and hearing English in the nano layout, from the manifest's splits train and dev.
 
     `tokenizer` is the name under which the manifest was tokenized. `start` is a model whose vocabulary is kept. Raises
@@ -50,32 +47,22 @@ def nano_corpus(manifest: Path, tokenizer: str, *, pieces: int, start: Path | No
     """
     train, dev = _spoken(manifest, tokenizer, lambda u: u.language in ("", "en") and bool(u.ends))
     said = [utterance for utterance, _ in train]
-    if start is None:
-        reader = Pieces.of((utterance.words for utterance in said), pieces)
-        vocabulary = NanoVocabulary(known_phonemes(utterance.phonemes for utterance in said), tuple(reader.names))
-    else:
-        if not (start / _PIECES).is_file():
-            raise MissingError(f"{start / _PIECES} does not exist; without it no more hearing can be learned")
-        vocabulary, reader = load_vocabulary(start), Pieces((start / _PIECES).read_bytes())
-    made = NanoDocuments(vocabulary, reader, SpeakingRate(said))
+    known = NanoVocabulary(known_phonemes(utterance.phonemes for utterance in said))
+    vocabulary = known if start is None else load_vocabulary(start)
+    made = NanoDocuments(vocabulary, SpeakingRate(said))
     makers: dict[str, Maker] = {"tts": made.tts, "asr": made.asr}
-
-    def keep(folder: Path) -> None:
-        save_vocabulary(folder, vocabulary)
-        (folder / _PIECES).write_bytes(reader.model)
-
     streams = {
+        "count": COUNTS,
         "linguistic": vocabulary.linguistic,
         "semantic": vocabulary.semantic,
-        "next": range(NEXT, NEXT + 1),
-        "pieces": vocabulary.text[1:],
+        "moments": vocabulary.places,
     }
     return Corpus(
         _made(train, makers),
         [document for own in _made(dev[:_HELD_OUT], makers).values() for document in own],
         vocabulary.size,
         streams,
-        keep,
+        lambda folder: save_vocabulary(folder, vocabulary),
     )
 
 

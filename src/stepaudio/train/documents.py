@@ -16,6 +16,7 @@ layout (`stepaudio.lm.nano`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,15 +25,12 @@ from numpy.typing import NDArray
 
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
-from stepaudio.lm.nano import ASR, NEXT, NanoVocabulary, opening
+from stepaudio.lm.nano import ASR, COUNTS, PLACES, NanoVocabulary, opening
 from stepaudio.lm.prompts import Prompts, Turn
 from stepaudio.tokenizer.interleave import RATIO
 from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.pieces import BLANK, Pieces
 
 GROUP_MS = 120
-AFTER = 8
-"""Groups of silence behind speech that is heard, in which the last words are written."""
 
 
 @dataclass(frozen=True)
@@ -133,47 +131,37 @@ class NanoDocuments:
     """Documents in the nano layout. Utterances need phonemes and their times."""
 
     vocabulary: NanoVocabulary
-    pieces: Pieces
     rate: SpeakingRate
 
     def tts(self, utterance: Utterance, codes: DualCodes) -> Document | None:
-        """None for an utterance without a word."""
-        words, ids = timed_words(utterance), self._ids(codes)
-        if not words or not len(ids):
+        """None for an utterance without phonemes or without a whole group."""
+        ids, spoken = self._ids(codes), utterance.phonemes
+        if not spoken or not len(ids):
             return None
-        ends = [round(word.end / GROUP_MS) for word in words[:-1]] + [len(ids)]
-        texts = [self.vocabulary.word(word.phonemes) for word in words]
         parts: list[tuple[Sequence[int] | NDArray[np.int64], bool]] = [(opening(self.rate.level(utterance)), False)]
-        begin = 0
-        for text, following, end in zip(texts, [*texts[1:], None], ends, strict=True):
-            parts += [(self.vocabulary.before(text, following), False), (ids[begin:end].reshape(-1), True)]
-            parts += [([NEXT], True)]
-            begin = max(begin, end)
+        begun = 0
+        for number, group in enumerate(ids, 1):
+            ended = bisect_right(utterance.ends, number * GROUP_MS)
+            count = min(max(ended - begun, 0), PLACES)
+            window = self.vocabulary.write(spoken[begun : begun + PLACES])
+            parts += [(window, False), ([COUNTS[count], *group], True)]
+            begun += count
         return Document.of("tts", parts)
 
     def asr(self, utterance: Utterance, codes: DualCodes) -> Document | None:
-        """None when the spoken words cannot be told apart in the phonemes, or do not fit behind the groups."""
-        words, spoken, ids = timed_words(utterance), utterance.spoken.split(), self._ids(codes)
-        if len(words) != len(spoken) or not len(ids):
+        """None for an utterance without phonemes or without a whole group."""
+        ids = self._ids(codes)
+        if not utterance.phonemes or not len(ids):
             return None
-        places = np.full(len(ids) + AFTER, BLANK)
-        free = 0
-        for word, text in zip(words, spoken, strict=True):
-            for piece in self.pieces.encode(text):
-                free = max(free, -(-word.end // GROUP_MS))
-                if free >= len(places):
-                    return None
-                places[free] = piece
-                free += 1
-        ids = np.concatenate([ids, np.repeat(ids[-1:], AFTER, axis=0)])
-        tokens = np.concatenate([ids, places[:, None] + self.vocabulary.text.start], axis=1)
-        trained = np.zeros(tokens.shape, dtype=bool)
-        trained[:, -1] = True
-        return Document(
-            "asr",
-            np.concatenate([[ASR], tokens.reshape(-1)]).astype(np.int32),
-            np.concatenate([[False], trained.reshape(-1)]),
-        )
+        moments = (np.arange(len(ids) * PLACES) + 0.5) * GROUP_MS / PLACES
+        heard = np.searchsorted(utterance.ends, moments, side="right").clip(max=len(utterance.phonemes) - 1)
+        symbols = ["".join(utterance.phonemes[i] for i in own) for own in heard.reshape(-1, PLACES)]
+        written = [self.vocabulary.write(own) for own in ("", *symbols)]
+        parts: list[tuple[Sequence[int] | NDArray[np.int64], bool]] = [([ASR], False)]
+        # What the last group says is written behind it once more.
+        for number, (group, own) in enumerate(zip([*ids, ids[-1]], written, strict=True)):
+            parts += [(group, False), (own, number > 0)]
+        return Document.of("asr", parts)
 
     def _ids(self, codes: DualCodes) -> NDArray[np.int64]:
         """Ids of the whole groups [G, 5]."""

@@ -110,5 +110,5 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise MissingError("a Hugging Face model needs: pip install transformers") from error
+        raise MissingError("a Hugging Face model needs transformers; run: pip install 'stepaudio[hf]'") from error
     return transformers

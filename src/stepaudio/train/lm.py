@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from stepaudio.lm import checkpoint
 from stepaudio.lm.attention import attend_packed
@@ -58,16 +59,24 @@ class Scorer(nn.Module, ABC):
 
 
 class Step1Scorer(Scorer):
-    def __init__(self, model: Step1) -> None:
+    """Our own model. With `recompute` a layer's insides are computed again for the backward pass instead of kept."""
+
+    def __init__(self, model: Step1, *, recompute: bool = False) -> None:
         super().__init__()
         self.lm = model
+        self._recompute = recompute
 
     def forward(self, tokens_1T: Tensor, lengths: Sequence[int], places_N: Tensor) -> Tensor:
         def attention(layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> Tensor:
             return attend_packed(q_BTHD, k_BTGD, v_BTGD, self.lm.slopes, lengths)
 
-        hidden_1TC = self.lm.hidden(tokens_1T, attention)
-        logits_NV: Tensor = self.lm.lm_head(hidden_1TC[0, places_N])
+        decoder = self.lm.model
+        x_1TC = decoder.embed_tokens(tokens_1T)
+        for block in decoder.layers:
+            x_1TC = (
+                recomputed(block, x_1TC, attention, use_reentrant=False) if self._recompute else block(x_1TC, attention)
+            )
+        logits_NV: Tensor = self.lm.lm_head(decoder.norm(x_1TC[0, places_N]))
         return logits_NV
 
     def blocks(self) -> Iterable[nn.Module]:

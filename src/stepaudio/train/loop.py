@@ -206,7 +206,8 @@ class Loop(Generic[Item, B]):
                 self._learn([micro.result() for micro in micros])
                 self.step += 1
                 last = self.step == config.steps
-                line = self._line() if last or self.step % config.log_every == 0 else None
+                judged = config.evaluate_every > 0 and (last or self.step % config.evaluate_every == 0)
+                line = self._line(judged) if judged or last or self.step % config.log_every == 0 else None
                 if line is not None and log is not None:
                     log.write(line)
                 # After the line, so that a run that goes on from here does not count these steps again.
@@ -272,12 +273,11 @@ class Loop(Generic[Item, B]):
             gradient.mul_(scale * min(1.0, self.config.clip / (norm + 1e-6)))
         return norm
 
-    def _line(self) -> Line:
-        line: Line = {"step": self.step, "rate": self.config.schedule.factor(self.step - 1, self.config.steps)}
-        line |= self.meter.line(self.config.steps - self.step)
-        if self.config.evaluate_every and (
-            self.step % self.config.evaluate_every == 0 or self.step == self.config.steps
-        ):
+    def _line(self, judged: bool) -> Line:
+        steps = self.config.steps
+        line: Line = {"step": self.step, "steps": steps, "rate": self.config.schedule.factor(self.step - 1, steps)}
+        line |= self.meter.line(steps - self.step)
+        if judged:
             with self.averaged(), torch.no_grad():
                 self.task.model.eval()
                 line |= self.task.evaluate()

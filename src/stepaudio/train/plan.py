@@ -57,7 +57,7 @@ class Plan:
 def model_config(recipe: LmRecipe, *, phonemes: int = 48) -> Config:
     """The recipe's model with a vocabulary of the size that it will have."""
     if recipe.layout == "nano":
-        return replace(recipe.model, vocab_size=NanoVocabulary("?" * phonemes, ("",) * recipe.text).size)
+        return replace(recipe.model, vocab_size=NanoVocabulary("?" * phonemes).size)
     return replace(recipe.model, vocab_size=-(-(recipe.text + AUDIO_TOKENS) // 64) * 64)
 
 
@@ -69,12 +69,15 @@ def plan(recipe: LmRecipe) -> Plan:
     parameters = sum(parameter.numel() for parameter in scorer.parameters())
     length = DOCUMENT[recipe.layout]
     # Few prompts and texts carry no loss: reckoned as if every token were trained.
-    per_token = scorer.flops([length], length) / length
+    per_token = scorer.flops([length], length) / length * (4 / 3 if recipe.recompute else 1)
     stages = tuple(
         StagePlan(stage.name, recipe.steps(stage), stage.tokens, stage.tokens * per_token) for stage in recipe.stages
     )
     # What a layer keeps for the backward pass in bfloat16 (norms, projections, attention, MLP), and the logits.
-    kept = 2 * recipe.row * config.num_hidden_layers * (8 * config.hidden_size + 4 * config.intermediate_size)
+    inside = 2 * recipe.row * (8 * config.hidden_size + 4 * config.intermediate_size)
+    between = 2 * recipe.row * config.hidden_size
+    layers = config.num_hidden_layers
+    kept = layers * between + inside if recipe.recompute else layers * inside
     logits = 8 * recipe.row * config.vocab_size
     memory = parameters * (_STATE + (4 if recipe.ema else 0))
     return Plan(recipe.name, parameters, float(memory), float(kept + logits), stages)
@@ -95,7 +98,7 @@ def table(planned: Plan) -> str:
     ]
     for name, hardware in HARDWARE.items():
         if hardware.memory <= planned.activations * 1.2:
-            lines.append(f"  {name:<12} too small for a row: shorten it, or recompute activations")
+            lines.append(f"  {name:<12} too small for what one row keeps")
             continue
         devices = planned.devices(hardware)
         lines.append(

@@ -49,7 +49,7 @@ def train_lm(
     save_every: int = 200,
     seed: int = 0,
 ) -> Iterator[Line]:
-    """Follow a recipe, giving the log's lines with the `stage` and its number of `steps`.
+    """Follow a recipe, giving the log's lines with the `stage` they belong to.
 
     The manifest must be tokenized (`stepaudio data tokenize`). `start` is a checkpoint to begin with instead of random
     weights: one of our own or a Hugging Face causal language model, whose vocabulary grows by the audio codes. `text`
@@ -103,7 +103,7 @@ def _stage(
     )
     loop = Loop(task, config, world)
     for line in loop.run():
-        yield {"stage": stage.name, "steps": steps, **line}
+        yield {"stage": stage.name, **line}
     task.cursor.check()
     half = folder / f"{MODEL}.half"
     with loop.averaged():
@@ -124,7 +124,7 @@ def _corpus(
     world: World,
 ) -> Corpus:
     if recipe.layout == "nano":
-        return nano_corpus(manifest, tokenizer, pieces=recipe.text, start=start)
+        return nano_corpus(manifest, tokenizer, start=start)
     lines = text.read_text(encoding="utf-8").splitlines() if text else []
     if start is not None and not _is_step1(start):
         written = HfText(start)
@@ -146,10 +146,11 @@ def _scorer(recipe: LmRecipe, begin: Path | None, vocabulary: int, seed: int) ->
     """The model that a stage begins with, which knows at least `vocabulary` ids."""
     if begin is None:
         config = replace(recipe.model, vocab_size=-(-vocabulary // _ROWS) * _ROWS)
-        return Step1Scorer(Step1(config).initialise(seed))
+        return Step1Scorer(Step1(config).initialise(seed), recompute=recipe.recompute)
     if not _is_step1(begin):
         return HfScorer.load(begin, vocabulary)
-    return Step1Scorer(grown(checkpoint.load(begin, dtype=torch.float32), vocabulary, seed))
+    model = grown(checkpoint.load(begin, dtype=torch.float32), vocabulary, seed)
+    return Step1Scorer(model, recompute=recipe.recompute)
 
 
 def _is_step1(folder: Path) -> bool:

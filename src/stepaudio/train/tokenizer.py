@@ -4,27 +4,26 @@
     linguistic = TrainConfig(manifest, out2, linguistic_recipe())
     train(linguistic), fit_linguistic(linguistic)       # linguistic: an encoder, then k-means on its outputs
 
-`out` holds `checkpoint.pt` (everything needed to go on) and the one before it, `log.jsonl` (one line per `log_every`
-steps) and at the end `semantic.safetensors` with `reader.safetensors`, or `linguistic.safetensors`. A run that was cut
-off goes on from its last checkpoint and ends with the same weights as one that was not. When the manifest has grown
-meanwhile, a new epoch begins.
+`out` holds the loop's checkpoints and log (`stepaudio.train.loop`) and at the end `semantic.safetensors` with
+`reader.safetensors`, or `linguistic.safetensors`. A run that was cut off goes on and ends with the same weights as one
+that was not; when the manifest has grown meanwhile, a new epoch begins.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim import AdamW, Optimizer
 
 from stepaudio.data.augment import augment
 from stepaudio.data.manifest import Utterance, read_manifest
@@ -37,13 +36,15 @@ from stepaudio.train.asr import IGNORE, Batch, Losses, Recognizer, RecognizerCon
 from stepaudio.train.codes import perplexity, usage
 from stepaudio.train.kmeans import encoder_vectors, fit_codebook
 from stepaudio.train.lexicon import Lexicon
+from stepaudio.train.log import Line
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Schedule, Task
 from stepaudio.train.pieces import Pieces
 from stepaudio.train.reader import FILE as READER
 from stepaudio.train.reader import Literate, save_reader
 from stepaudio.train.speech import batches, fit_frontend, phoneme_labels, phoneme_shares, samples
 
-AHEAD = 4
-"""Batches that are prepared while one is learned."""
+Item = tuple[int, list[int]]
+"""Epoch and utterances of a batch."""
 
 
 @dataclass(frozen=True)
@@ -79,134 +80,59 @@ def linguistic_recipe(width: int = 144) -> RecognizerConfig:
     )
 
 
-class Trainer:
-    """The state of a run, and one step of it."""
+class TokenizerTask(Task[Item, Batch]):
+    """A recogniser that learns to transcribe through the bottleneck that gives codes.
+
+    What it was begun with, labels and the features' normalisation, lies in `out/begun.pt`: a manifest that grows later
+    changes none of it.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.utterances = read_manifest(config.manifest, split="train")
-        self.step = 0
-        self.epoch = 0
-        self.position = 0  # batches of this epoch that are done
-        self.frontend: LfrFrontend
-        self.pieces: Pieces
-        saved = self._saved()
-        if saved is None:
-            self.frontend = fit_frontend(self.utterances, stack=config.model.stack, skip=config.model.skip)
-            self.pieces = Pieces.of((u.words for u in self.utterances), config.model.pieces)
-            symbols = sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes})
-        else:
-            shift, scale = (vector.numpy() for vector in saved["frontend"])
-            self.frontend = LfrFrontend(shift, scale, config.model.stack, config.model.skip)
-            self.pieces = Pieces(bytes(saved["pieces"].tolist()))
-            symbols = saved["phonemes"]
-        self.phonemes = {symbol: index for index, symbol in enumerate(symbols)}
+        begun = self._begun()
+        shift, scale = (vector.numpy() for vector in begun["frontend"])
+        self.frontend = LfrFrontend(shift, scale, config.model.stack, config.model.skip)
+        self.pieces = Pieces(bytes(begun["pieces"].tolist()))
+        self.phonemes = {symbol: index for index, symbol in enumerate(begun["phonemes"])}
         torch.manual_seed(config.seed)
-        self.model = Recognizer(config.model, len(self.pieces), len(self.phonemes)).train()
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-        )
-        if saved is not None:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["rng"])
-            self.step, self.epoch, self.position = saved["progress"]
-            if saved["heard"] != self._heard():
-                self.epoch, self.position = self.epoch + 1, 0
+        self.model: Recognizer = Recognizer(config.model, len(self.pieces), len(self.phonemes))
+        self.cursor = _Plan(config, self.utterances)
+        sizes = {"batch_seconds": config.batch_seconds, "augment": config.augment}
+        rates = [config.learning_rate, config.weight_decay]
+        self.identity = {"model": asdict(config.model), "rates": rates, **sizes}
+        self._counts = self._no_counts()
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.config.out / "checkpoint.pt"
+    def _begun(self) -> dict[str, Any]:
+        path = self.config.out / "begun.pt"
+        if not path.is_file():
+            frontend = fit_frontend(self.utterances, stack=self.config.model.stack, skip=self.config.model.skip)
+            pieces = Pieces.of((u.words for u in self.utterances), self.config.model.pieces)
+            begun = {
+                "frontend": [torch.from_numpy(frontend.shift), torch.from_numpy(frontend.scale)],
+                "pieces": torch.frombuffer(bytearray(pieces.model), dtype=torch.uint8),
+                "phonemes": sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes}),
+            }
+            self.config.out.mkdir(parents=True, exist_ok=True)
+            half = path.with_suffix(".half")
+            torch.save(begun, half)
+            os.replace(half, path)
+        known: dict[str, Any] = torch.load(path, weights_only=True)
+        return known
 
-    def save(self) -> None:
-        """Write the whole state and keep the one before; a crash while writing leaves that."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "progress": [self.step, self.epoch, self.position],
-            "frontend": [torch.from_numpy(self.frontend.shift), torch.from_numpy(self.frontend.scale)],
-            "pieces": torch.frombuffer(bytearray(self.pieces.model), dtype=torch.uint8),
-            "phonemes": list(self.phonemes),
-            "heard": self._heard(),
-            "config": self._identity(),
-        }
-        self.config.out.mkdir(parents=True, exist_ok=True)
-        half = self._checkpoint.with_suffix(".half")
-        torch.save(state, half)
-        if self._checkpoint.is_file():
-            os.replace(self._checkpoint, self.config.out / "checkpoint-before.pt")
-        os.replace(half, self._checkpoint)
+    def optimizers(self) -> list[Optimizer]:
+        c = self.config
+        return [AdamW(self.model.parameters(), c.learning_rate, betas=(0.9, 0.98), weight_decay=c.weight_decay)]
 
-    def _saved(self) -> dict[str, Any] | None:
-        if not self._checkpoint.is_file():
-            return None
-        state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True)
-        if state["config"] != self._identity():
-            raise InputError(f"{self._checkpoint} is of another model or seed: choose another folder")
-        return state
-
-    def _identity(self) -> str:
-        """What must be equal for a checkpoint to be continued: all but where it lies, how long it goes on and how
-        often it reports."""
-        fields = asdict(self.config)
-        for name in ("manifest", "out", "sentences", "steps", "log_every", "save_every"):
-            del fields[name]
-        return json.dumps(fields, sort_keys=True)
-
-    def _heard(self) -> list[int]:
-        """What tells that the manifest has grown since a checkpoint: its lines and seconds."""
-        return [len(self.utterances), round(sum(utterance.duration for utterance in self.utterances))]
-
-    def run(self) -> Iterator[dict[str, Any]]:
-        """Train to the last step, giving the log lines; saves on the way and at the end."""
-        config = self.config
-        meter = _Meter(self.model.quantizer.codes if self.model.quantizer else 0, self.frontend.codes_per_second)
-        while self.step < config.steps:
-            plan = batches(
-                [u.duration for u in self.utterances],
-                seconds=config.batch_seconds,
-                seed=config.seed,
-                epoch=self.epoch,
-            )
-            for batch in _prepared(self._prepare, plan[self.position :]):
-                losses = self.train_step(batch)
-                self.position += 1
-                if self.position == len(plan):
-                    self.epoch, self.position = self.epoch + 1, 0
-                meter.add(losses, int(batch.lengths_B.sum()))
-                if self.step % config.save_every == 0 or self.step == config.steps:
-                    self.save()
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    yield meter.line(self.step, self.epoch, self.optimizer.param_groups[0]["lr"])
-                if self.step == config.steps:
-                    break
-
-    def train_step(self, batch: Batch) -> Losses:
-        """One update."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        start_B = torch.randint(0, self.config.model.position_reach, (len(batch.x_BTI),))
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.bf16):
-            losses: Losses = self.model(batch, start_B)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.step += 1
-        return losses
-
-    def _prepare(self, indices: list[int]) -> Batch:
-        """The batch of these utterances, augmented as it always is in this epoch."""
+    def load(self, item: Item) -> Batch:
+        """The batch of these utterances, augmented as they always are in this epoch."""
+        epoch, indices = item
         rows = []
         for index in indices:
             utterance = self.utterances[index]
             heard, stretch = samples(utterance), 1.0
             if self.config.augment:
-                heard, stretch = augment(heard, np.random.default_rng((self.config.seed, self.epoch, index)))
+                heard, stretch = augment(heard, np.random.default_rng((self.config.seed, epoch, index)))
                 heard = normalise_peak(heard)
             rows.append((utterance, torch.from_numpy(self.frontend(heard)), stretch))
         return self.batch(rows)
@@ -235,11 +161,22 @@ class Trainer:
             pad_sequence(phonemes, batch_first=True, padding_value=IGNORE),
         )
 
-    def _learning_rate(self) -> float:
-        """Linear warm-up, a constant stretch, and a linear fall at the end."""
-        c = self.config
-        left = (c.steps - self.step) / max(1.0, c.cooldown * c.steps)
-        return c.learning_rate * min((self.step + 1) / c.warmup, max(left, 0.02), 1.0)
+    def loss(self, batch: Batch, turn: int) -> Loss:
+        """The recogniser's losses are means of their own kinds: of pieces, of frames. They count by frames."""
+        start_B = torch.randint(0, self.config.model.position_reach, (len(batch.x_BTI),)).to(batch.x_BTI.device)
+        losses: Losses = self.model(batch, start_B)
+        self._counts += np.bincount(losses.codes.cpu().numpy(), minlength=len(self._counts))
+        frames = int(batch.lengths_B.sum())
+        names = ("ctc", "attention", "phonemes", "commitment", "error")
+        return Loss(losses.total * frames, frames, {name: (getattr(losses, name), 1.0) for name in names})
+
+    def evaluate(self) -> dict[str, float]:
+        """How the codes were used since it was last asked."""
+        counts, self._counts = self._counts, self._no_counts()
+        return {"usage": usage(counts), "perplexity": perplexity(counts)} if len(counts) else {}
+
+    def _no_counts(self) -> NDArray[np.int64]:
+        return np.zeros(self.model.quantizer.codes if self.model.quantizer else 0, dtype=np.int64)
 
     def branch(self) -> SanmBranch:
         """The tokenizer branch that was trained. Raises InputError when the model has no quantiser."""
@@ -249,74 +186,59 @@ class Trainer:
         return SanmBranch(self.frontend, encoder, quantizer)
 
 
-def _prepared(prepare: Callable[[list[int]], Batch], plan: list[list[int]]) -> Iterator[Batch]:
-    """The batches of a plan in order, made ahead in a thread of their own."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: list[Future[Batch]] = []
-        for indices in plan:
-            waiting.append(pool.submit(prepare, indices))
-            if len(waiting) > AHEAD:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+class _Plan(Epochs[Item]):
+    """Batches of utterances, epoch after epoch; a manifest that has grown meanwhile begins a new one."""
+
+    def __init__(self, config: TrainConfig, utterances: Sequence[Utterance]) -> None:
+        self._heard = [len(utterances), round(sum(utterance.duration for utterance in utterances))]
+
+        def plan(epoch: int) -> list[Item]:
+            durations = [utterance.duration for utterance in utterances]
+            cut = batches(durations, seconds=config.batch_seconds, seed=config.seed, epoch=epoch)
+            return [(epoch, indices) for indices in cut]
+
+        super().__init__(plan)
+
+    def state(self) -> dict[str, Any]:
+        return {**super().state(), "heard": self._heard}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        same = state["heard"] == self._heard
+        super().restore(state if same else {"epoch": state["epoch"] + 1, "position": 0})
 
 
-class _Meter:
-    """Means since the last log line."""
-
-    def __init__(self, codes: int, codes_per_second: float) -> None:
-        self._codes, self._codes_per_second = codes, codes_per_second
-        self._clear()
-
-    def _clear(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        self._frames = 0
-        self._counts = np.zeros(self._codes, dtype=np.int64)
-        self._since = time.perf_counter()
-
-    def add(self, losses: Losses, frames: int) -> None:
-        for name in ("total", "ctc", "attention", "phonemes", "commitment", "error"):
-            self._sums[name] = self._sums.get(name, 0.0) + float(getattr(losses, name).detach())
-        self._counts += np.bincount(losses.codes.numpy(), minlength=self._codes)
-        self._steps += 1
-        self._frames += frames
-
-    def line(self, step: int, epoch: int, learning_rate: float) -> dict[str, Any]:
-        line: dict[str, Any] = {"step": step, "epoch": epoch, "learning_rate": learning_rate}
-        line |= {name: total / self._steps for name, total in self._sums.items()}
-        if self._codes:
-            line |= {"usage": usage(self._counts), "perplexity": perplexity(self._counts)}
-        wall = time.perf_counter() - self._since
-        line |= {"codes_per_second": self._frames / wall}
-        line["audio_seconds_per_second"] = self._frames / wall / self._codes_per_second
-        self._clear()
-        return line
+def loop(task: TokenizerTask) -> Loop[Item, Batch]:
+    """The run of a task, from where it was."""
+    c = task.config
+    schedule = Schedule(c.warmup, c.cooldown, 0.02)
+    return Loop(
+        task,
+        LoopConfig(
+            c.out, c.steps, schedule=schedule, clip=c.clip, bf16=c.bf16, seed=c.seed,
+            log_every=c.log_every, save_every=c.save_every, evaluate_every=c.log_every,
+        ),
+    )  # fmt: skip
 
 
-def train(config: TrainConfig, log: Callable[[dict[str, Any]], None] = lambda line: None) -> Trainer:
+def train(config: TrainConfig, log: Callable[[Line], None] = lambda line: None) -> TokenizerTask:
     """Train to the end, or go on with a run that was cut off. `log` gets each line that is written to the log."""
-    trainer = Trainer(config)
-    config.out.mkdir(parents=True, exist_ok=True)
-    with (config.out / "log.jsonl").open("a", encoding="utf-8") as file:
-        for line in trainer.run():
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            log(line)
-    if trainer.model.quantizer is not None:
-        checkpoint.save_branch(config.out / checkpoint.SEMANTIC, trainer.branch(), dtype=torch.float16)
-        lexicon = Lexicon.of([*((u.spoken, u.phonemes) for u in trainer.utterances), *_sentences(config.sentences)])
+    task = TokenizerTask(config)
+    for line in loop(task).run():
+        log(line)
+    if task.model.quantizer is not None:
+        checkpoint.save_branch(config.out / checkpoint.SEMANTIC, task.branch(), dtype=torch.float16)
+        lexicon = Lexicon.of([*((u.spoken, u.phonemes) for u in task.utterances), *_sentences(config.sentences)])
         save_reader(
             config.out / READER,
             Literate(
-                trainer.model.reader,
-                trainer.pieces.names,
-                list(trainer.phonemes),
-                phoneme_shares(trainer.utterances, trainer.phonemes),
+                task.model.reader,
+                task.pieces.names,
+                list(task.phonemes),
+                phoneme_shares(task.utterances, task.phonemes),
                 lexicon,
             ),
         )
-    return trainer
+    return task
 
 
 def _sentences(path: Path | None) -> list[tuple[str, str]]:
@@ -342,10 +264,11 @@ def fit_linguistic(
     At most `most` evenly spread utterances are read. Writes `linguistic.safetensors` and one line per iteration to
     `kmeans.jsonl` in the run's folder.
     """
-    trainer = Trainer(config)
-    encoder, _ = trainer.model.bottleneck()
-    heard = trainer.utterances[:: -(-len(trainer.utterances) // most)]
-    vectors = list(encoder_vectors(trainer.frontend, encoder, heard))
+    task = TokenizerTask(config)
+    loop(task)  # which takes up what was learned
+    encoder, _ = task.model.bottleneck()
+    heard = task.utterances[:: -(-len(task.utterances) // most)]
+    vectors = list(encoder_vectors(task.frontend, encoder, heard))
     with (config.out / "kmeans.jsonl").open("a", encoding="utf-8") as file:
 
         def report(line: dict[str, Any]) -> None:
@@ -360,6 +283,6 @@ def fit_linguistic(
             checkpoint=config.out / "kmeans.pt",
             log=report,
         )
-    branch = SanmBranch(trainer.frontend, encoder, codebook)
+    branch = SanmBranch(task.frontend, encoder, codebook)
     checkpoint.save_branch(config.out / checkpoint.LINGUISTIC, branch, dtype=torch.float16)
     return branch

@@ -84,8 +84,8 @@ class NanoSpeaker:
         share = _TextShare(said)
         stream = self.decoder.stream(timbre, speed=speed)
         seconds = 0.0
-        for codes in self._lm.speak(share.words(), speed=level, params=self._params, cancel=cancel):
-            share.drawn()
+        for codes in self._lm.speak(share.words, speed=level, params=self._params, cancel=cancel):
+            share.drawn(codes.word)
             samples: Samples = stream.push(interleave(codes.linguistic, codes.semantic))
             if len(samples):
                 seconds += len(samples) / self.rate * speed
@@ -127,42 +127,34 @@ def _level(style: str) -> int:
 
 
 class _TextShare:
-    """The words of a clause for the language model, and its text for the sound that they become.
-
-    The model draws codes word by word and asks for two words ahead, so the groups that have been drawn when it asks
-    tell which word each belongs to.
-    """
+    """The words of a clause for the language model, and its text for the sound that they become."""
 
     def __init__(self, said: Pronunciation) -> None:
         self._text = "".join(said.words)
-        self._words: list[tuple[str, int]] = []  # phonemes, and where the word ends in the text
+        self.words: list[str] = []
+        self._ends: list[int] = []  # where each word ends in the text
         ends = [sum(map(len, said.words[: owner + 1])) for owner in range(len(said.words))]
-        word = ""
+        begun = False
         for symbol, owner in zip(said.phonemes, said.owners, strict=True):
-            if not PAUSE.match(symbol):
-                word += symbol.strip(_STRESS)
-                end = ends[owner]
-            elif word:
-                self._words.append((word, end))
-                word = ""
-        if word:
-            self._words.append((word, end))
-        self._asked = self._given = 0
-        self._groups: list[int] = []  # for each, where its word ends in the text
+            if PAUSE.match(symbol):
+                begun = False
+                continue
+            if not begun:
+                self.words.append("")
+                self._ends.append(0)
+            self.words[-1] += symbol.strip(_STRESS)
+            self._ends[-1] = ends[owner]
+            begun = True
+        self._given = 0
+        self._groups: list[int] = []  # for each that was drawn, the word that sounds as it begins
 
-    def words(self) -> Iterator[str]:
-        for phonemes, _ in self._words:
-            self._asked += 1
-            yield phonemes
-        self._asked += 1
-
-    def drawn(self) -> None:
-        """One more group has been drawn, of the word before the one that was asked for last."""
-        self._groups.append(self._words[max(0, self._asked - 2)][1])
+    def drawn(self, word: int) -> None:
+        """One more group has been drawn, in which a word begins or goes on."""
+        self._groups.append(min(word, len(self._ends) - 1))
 
     def take(self, groups: int) -> str:
         """The text of the words in the first `groups` that was not given yet."""
-        end = self._groups[min(groups, len(self._groups)) - 1] if groups else 0
+        end = self._ends[self._groups[min(groups, len(self._groups)) - 1]] if groups else 0
         said, self._given = self._text[self._given : end], max(self._given, end)
         return said
 
