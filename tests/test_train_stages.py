@@ -14,6 +14,7 @@ from stepaudio.data.manifest import write_manifest
 from stepaudio.errors import InputError, MissingError, NotFoundError
 from stepaudio.lm import checkpoint
 from stepaudio.lm.step1 import Config
+from stepaudio.train.begin import code_vectors, fresh, grown
 from stepaudio.train.hardware import Hardware
 from stepaudio.train.huggingface import HfScorer, HfText
 from stepaudio.train.lm import Rates, Step1Scorer
@@ -22,7 +23,7 @@ from stepaudio.train.ngram import Ngram
 from stepaudio.train.packing import pack
 from stepaudio.train.plan import plan, table
 from stepaudio.train.recipes import FIRST, NAMES, RECIPES, SECOND, THIRD, LmRecipe, Stage, recipe
-from stepaudio.train.stages import grown, train_lm
+from stepaudio.train.stages import train_lm
 from test_train_lm import codes, document, utterance
 
 WORDS = ["ab", "ba", "cab", "a", "c"]
@@ -164,6 +165,22 @@ def test_a_vocabulary_grows_and_keeps_what_it_knew():
     new = larger.lm_head.weight[64:]
     assert (new - model.lm_head.weight.mean(dim=0)).abs().max() < model.lm_head.weight.std() * 2
     assert grown(model, 10, 0).config.vocab_size == 64
+
+
+def test_alike_codes_begin_alike():
+    config = Config(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1,
+                    num_attention_groups=1)  # fmt: skip
+    codes = {"linguistic": range(10, 1034), "semantic": range(1034, 5130)}
+    model = fresh(config, 5130, codes, "nano-tokenizer", 0)
+    for stream, vectors in code_vectors("nano-tokenizer").items():
+        nearest = torch.cdist(vectors[:50], vectors).topk(3, largest=False).indices[:, 2]
+        for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+            own = weight[codes[stream].start : codes[stream].stop]
+            near = torch.cosine_similarity(own[:50], own[nearest]).mean()
+            far = torch.cosine_similarity(own[:50], own[torch.arange(50) + 500]).mean()
+            assert near > far + 0.2
+            assert float(own.std()) == pytest.approx(0.02, rel=0.1)
+    assert code_vectors("elsewhere") == {}
 
 
 @pytest.fixture(scope="module")

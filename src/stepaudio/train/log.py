@@ -24,13 +24,12 @@ class Meter:
 
     def clear(self) -> None:
         self.sums: dict[str, list[float]] = {}
-        self._steps, self._tokens, self._flops, self.since = 0, 0.0, 0.0, time.perf_counter()
+        self.steps, self._tokens, self._flops, self.since = 0, 0.0, 0.0, time.perf_counter()
 
     def add(self, name: str, value: Tensor | float, weight: float) -> None:
         value = float(value.detach()) if isinstance(value, Tensor) else value
         total, count = self.sums.get(name, (0.0, 0.0))
         self.sums[name] = [total + value, count + weight]
-        self._steps += name == "gradient"
 
     def work(self, tokens: float, flops: float) -> None:
         self._tokens += tokens
@@ -47,7 +46,7 @@ class Meter:
         line["tokens_per_second"] = self._world.sum(self._tokens) / seconds
         if self._flops:
             line["mfu"] = self._flops / seconds / self._world.peak_flops
-        line["seconds_left"] = left * seconds / max(1, self._steps)
+        line["seconds_left"] = left * seconds / max(1, self.steps)
         self.clear()
         return line
 

@@ -242,9 +242,11 @@ class Loop(Generic[Item, B]):
                 group["lr"] = rate * factor
             optimizer.step()
         self.task.model.zero_grad(set_to_none=True)
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        for average, parameter in zip(self.averages, self.task.model.parameters(), strict=bool(self.averages)):
-            average.lerp_(parameter.detach(), 1 - decay)
+        self.meter.steps += 1
+        if self.averages:
+            decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+            for average, parameter in zip(self.averages, self.task.model.parameters(), strict=True):
+                average.lerp_(parameter.detach(), 1 - decay)
 
     def _backward(self, batch: B, index: int, turn: int) -> float:
         """Add the gradient of a micro-batch; returns its count of trained tokens."""

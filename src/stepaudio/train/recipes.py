@@ -63,19 +63,23 @@ class LmRecipe:
         return replace(self, stages=tuple(replace(s, tokens=s.tokens * tokens / whole) for s in self.stages))
 
 
+NEAR = (8.0, 3.0, 1.0, 0.25)
+"""Slopes of four heads, from the token before to the whole sentence. Those of the formula (0.25 to 0.004) hardly tell
+near from far: after 40 steps a token of speech cost 6.8 nats with them, 5.5 with codes that begin alike, 5.0 with both.
+"""
+NANO_SHARES = {"tts": 0.8, "asr": 0.2}
+"""Of trained tokens; about three documents to one."""
+
+
 def cpu_smoke(tokens: float = 200e3) -> LmRecipe:
     """Less than two minutes on one core."""
     return LmRecipe(
         "cpu_smoke",
-        Config(hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=2,
-               num_attention_groups=2, max_seq_len=2048),
+        Config(hidden_size=128, intermediate_size=352, num_hidden_layers=2, num_attention_heads=4,
+               num_attention_groups=2, max_seq_len=2048, alibi_slopes=NEAR),
         (Stage("speech", NANO_SHARES, tokens, Rates(4e-3, 2.0), Schedule(20, 0.5)),),
         layout="nano", row=1024,
     )  # fmt: skip
-
-
-NANO_SHARES = {"tts": 0.8, "asr": 0.2}
-"""Of trained tokens; about three documents to one."""
 
 
 def cpu_nano(tokens: float = 8e6) -> LmRecipe:
@@ -83,7 +87,7 @@ def cpu_nano(tokens: float = 8e6) -> LmRecipe:
     return LmRecipe(
         "cpu_nano",
         Config(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
-               num_attention_groups=2, max_seq_len=2048),
+               num_attention_groups=2, max_seq_len=2048, alibi_slopes=NEAR),
         (Stage("speech", NANO_SHARES, tokens, Rates(2.5e-3, 2.0), Schedule(50, 0.45, 0.02)),),
         layout="nano", row=2048, ema=0.997,
     )  # fmt: skip

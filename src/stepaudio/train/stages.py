@@ -12,18 +12,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stepaudio.data.manifest import read_manifest
 from stepaudio.errors import InputError, MissingError
 from stepaudio.lm import checkpoint
-from stepaudio.lm.step1 import Step1
 from stepaudio.lm.text import TextTokenizer
+from stepaudio.train.begin import fresh, grown
 from stepaudio.train.corpus import Corpus, learn_text, nano_corpus, paper_corpus
 from stepaudio.train.huggingface import HfScorer, HfText
 from stepaudio.train.lm import LmTask, Scorer, Step1Scorer
@@ -34,8 +32,6 @@ from stepaudio.train.world import World
 
 MODEL = "model"
 TEXT = "tokenizer.model"
-_ROWS = 64
-"""An embedding has a multiple of this many rows."""
 
 
 def train_lm(
@@ -61,7 +57,7 @@ def train_lm(
     for number, stage in enumerate(recipe.stages, 1):
         folder = out / f"{number}-{stage.name}"
         if not (folder / MODEL).is_dir():
-            scorer = _scorer(recipe, begin, corpus.vocabulary, seed)
+            scorer = _scorer(recipe, begin, corpus, tokenizer, seed)
             yield from _stage(recipe, stage, folder, scorer, corpus, world, save_every=save_every, seed=seed)
         begin = folder / MODEL
     if world.first and begin is not None and not (out / MODEL).is_dir():
@@ -142,14 +138,14 @@ def _copy_text(path: Path, folder: Path) -> None:
     shutil.copyfile(path, folder / TEXT)
 
 
-def _scorer(recipe: LmRecipe, begin: Path | None, vocabulary: int, seed: int) -> Scorer:
-    """The model that a stage begins with, which knows at least `vocabulary` ids."""
+def _scorer(recipe: LmRecipe, begin: Path | None, corpus: Corpus, tokenizer: str, seed: int) -> Scorer:
+    """The model that a stage begins with."""
     if begin is None:
-        config = replace(recipe.model, vocab_size=-(-vocabulary // _ROWS) * _ROWS)
-        return Step1Scorer(Step1(config).initialise(seed), recompute=recipe.recompute)
-    if not _is_step1(begin):
-        return HfScorer.load(begin, vocabulary)
-    model = grown(checkpoint.load(begin, dtype=torch.float32), vocabulary, seed)
+        model = fresh(recipe.model, corpus.vocabulary, corpus.streams, tokenizer, seed)
+    elif _is_step1(begin):
+        model = grown(checkpoint.load(begin, dtype=torch.float32), corpus.vocabulary, seed)
+    else:
+        return HfScorer.load(begin, corpus.vocabulary)
     return Step1Scorer(model, recompute=recipe.recompute)
 
 
@@ -161,21 +157,3 @@ def _is_step1(folder: Path) -> bool:
         return bool(json.loads(path.read_text(encoding="utf-8")).get("model_type") == "step1")
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a model's configuration: {error}") from error
-
-
-def grown(model: Step1, vocabulary: int, seed: int) -> Step1:
-    """A model to train that knows `vocabulary` ids or more; rows that are new begin near the mean of the others."""
-    size = max(model.config.vocab_size, -(-vocabulary // _ROWS) * _ROWS)
-    larger = Step1(replace(model.config, vocab_size=size)).initialise(seed)
-    tensors = model.state_dict()
-    generator = torch.Generator().manual_seed(seed)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        tensors[name] = _with_rows(tensors[name], size, generator)
-    larger.load_state_dict(tensors)
-    return larger
-
-
-def _with_rows(weight_VC: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    more = size - len(weight_VC)
-    noise = torch.randn(more, weight_VC.shape[1], generator=generator) * weight_VC.std(dim=0) * 0.1
-    return torch.cat([weight_VC, weight_VC.mean(dim=0) + noise])
