@@ -14,10 +14,9 @@ from stepaudio.decoder.flow import Reference as VoiceReference
 from stepaudio.decoder.timbre import TIMBRE, TimbreConfig, TimbreEncoder, load_timbre, save_timbre
 from stepaudio.decoder.tokens import PAD
 from stepaudio.errors import InputError, MissingError
-from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.clips import PEAK, Recordings, clip, mel_of
-from stepaudio.train.flow import FlowTask, learn_codebooks, load_speech, new_speech, save_speech, without_codes
+from stepaudio.train.flow import FlowTask, begin_codes, load_speech, new_speech, save_speech, without_codes
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
 
 
@@ -90,8 +89,7 @@ def test_the_prior_is_the_error_of_the_encoded_tokens(recordings):
 def test_codes_begin_as_their_codebook_vectors():
     torch.manual_seed(0)
     flow = new_speech(TRAINING).flow
-    with DualTokenizer.load("nano-tokenizer") as tokenizer:
-        learn_codebooks(flow, tokenizer)
+    begin_codes(flow, "nano-tokenizer")
     table = flow.input_embedding.embedding.weight.detach()
     # Codes 0 and 1 differ in one digit of six by one step, codes 0 and 4095 in all of them.
     semantic = table[PAD + 1 :]

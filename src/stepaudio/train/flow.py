@@ -32,7 +32,7 @@ from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.timbre import TIMBRE, TimbreConfig, TimbreEncoder, load_timbre, save_timbre
 from stepaudio.decoder.tokens import PAD
 from stepaudio.errors import InputError
-from stepaudio.tokenizer.dual import DualTokenizer
+from stepaudio.train.begin import code_vectors
 from stepaudio.train.clips import FRAMES, Recordings
 from stepaudio.train.log import Line
 from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Task, checkpoints
@@ -111,8 +111,7 @@ def train_flow(
     training = training or FlowTraining()
     task = FlowTask(training, Recordings.read(manifest, tokenizer, training.spec))
     if not checkpoints(config.out):
-        with DualTokenizer.load(tokenizer) as codebooks:
-            learn_codebooks(task.model.flow, codebooks)
+        begin_codes(task.model.flow, tokenizer)
     loop = Loop(task, config)
     yield from loop.run()
     with loop.averaged():
@@ -220,15 +219,13 @@ def new_speech(config: FlowTraining) -> Speech:
 
 
 @torch.no_grad()
-def learn_codebooks(flow: AlignedFlow, tokenizer: DualTokenizer) -> None:
-    """Begin the table of codes as a random projection of the tokenizer's own vectors, so that codes that are near in
-    its eyes are near in the flow's: most of 4096 codes are rare."""
+def begin_codes(flow: AlignedFlow, tokenizer: str) -> None:
+    """Let the table of codes begin as a random projection of the vectors that they stand for, if the tokenizer is one of
+    ours: codes that are near in its eyes are near in the flow's, and most of 4096 codes are rare."""
     table = flow.input_embedding.embedding.weight
     at = 0
-    for branch in (tokenizer.linguistic, tokenizer.semantic):
-        quantizer = branch.quantizer  # type: ignore[attr-defined]
-        vectors_KD = quantizer.decode(torch.arange(quantizer.codes)).float()
-        vectors_KD = (vectors_KD - vectors_KD.mean(0)) / vectors_KD.std(0).clamp(min=1e-3)
-        projection = torch.randn(vectors_KD.shape[1], table.shape[1]) * vectors_KD.shape[1] ** -0.5
-        table[at : at + quantizer.codes] = vectors_KD @ projection
-        at += quantizer.codes + 1  # PAD lies between the two
+    for vectors_KD in code_vectors(tokenizer).values():  # linguistic, then, behind PAD, semantic
+        count, width = vectors_KD.shape
+        scaled_KD = (vectors_KD - vectors_KD.mean(0)) / vectors_KD.std(0).clamp(min=1e-3)
+        table[at : at + count] = scaled_KD @ torch.randn(width, table.shape[1]) * width**-0.5
+        at += count + 1
