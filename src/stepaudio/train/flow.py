@@ -220,8 +220,8 @@ def new_speech(config: FlowTraining) -> Speech:
 
 @torch.no_grad()
 def begin_codes(flow: AlignedFlow, tokenizer: str) -> None:
-    """Let the table of codes begin as a random projection of the vectors that they stand for, if the tokenizer is one of
-    ours: codes that are near in its eyes are near in the flow's, and most of 4096 codes are rare."""
+    """Let the table of codes begin as a random projection of the vectors that they stand for, if the tokenizer is one
+    of ours: codes that are near in its eyes are near in the flow's, and most of 4096 codes are rare."""
     table = flow.input_embedding.embedding.weight
     at = 0
     for vectors_KD in code_vectors(tokenizer).values():  # linguistic, then, behind PAD, semantic
