@@ -78,6 +78,7 @@ def voice(
     out: OutOption,
     steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 300,
     learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 4e-4,
+    kept_apart: Annotated[int, typer.Option(help="One recording in so many is for the report.", min=2)] = 10,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     bundle: BundleOption = "small",
@@ -91,7 +92,7 @@ def voice(
     from stepaudio import load
     from stepaudio.speech.nano_voice.adapt import Adaptation, adapt
 
-    config = Adaptation(steps, learning_rate, seed=seed)
+    config = Adaptation(steps, learning_rate, kept_apart=kept_apart, seed=seed)
     with console().status("reading") as status:
         report = adapt(speaker, out, load(bundle), config, log=status.update)
     if json:

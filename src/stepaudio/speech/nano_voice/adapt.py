@@ -2,8 +2,8 @@
 
     report = adapt(Path("recordings"), Path("runs/anna"), load("small"))
 
-Recordings are cut at pauses, transcribed by the bundle, judged (`stepaudio.data.filters`) and tokenized; a tenth of
-them is kept apart. The flow and the timbre encoder then learn from the others, and the voice is the mean timbre of
+Recordings are cut at pauses, transcribed by the bundle, judged (`stepaudio.data.filters`) and tokenized; some of
+them are kept apart. The flow and the timbre encoder then learn from the others, and the voice is the mean timbre of
 them. The language model stays: what it says does not depend on who says it. The report compares sentences of the
 recordings that were kept apart, spoken as a clone before and after: how they are understood and how near they are to
 the speaker.
@@ -51,7 +51,6 @@ _SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 _SHORTEST, _LONGEST = 1.0, 15.0
 _LEAST = 20
 """Recordings that are needed to learn from some and be tested on others."""
-_ONE_IN = 10
 _CLIP_SECONDS = 8.0
 Log = Callable[[str], None]
 
@@ -63,6 +62,8 @@ class Adaptation:
     steps: int = 300
     learning_rate: float = 4e-4
     batch_seconds: float = 24.0
+    kept_apart: int = 10
+    """One recording in so many is for the report."""
     sentences: int = 20
     """Of the report, at most."""
     seed: int = 0
@@ -79,7 +80,7 @@ def adapt(
 ) -> dict[str, Any]:
     """Fine-tune, and compare with before; returns the report. Raises InputError for too little speech."""
     config = config or Adaptation()
-    manifest = prepare(recordings, out, ears, log)
+    manifest = prepare(recordings, out, ears, config.kept_apart, log)
     with DualTokenizer.load(TOKENIZER) as tokenizer:
         for _ in tokenize_manifest(manifest, tokenizer, TOKENIZER):
             pass
@@ -99,8 +100,8 @@ def adapt(
 # ---------------------------------------------------------------- what it learns from
 
 
-def prepare(recordings: Path, out: Path, ears: Bundle, log: Log) -> Path:
-    """Recordings as utterances in `out`/manifest.jsonl: cut, transcribed, judged, one in ten kept apart."""
+def prepare(recordings: Path, out: Path, ears: Bundle, kept_apart: int, log: Log) -> Path:
+    """Recordings as utterances in `out`/manifest.jsonl: cut, transcribed, judged, one in `kept_apart` for the test."""
     manifest = out / "manifest.jsonl"
     if manifest.is_file():
         return manifest
@@ -124,7 +125,7 @@ def prepare(recordings: Path, out: Path, ears: Bundle, log: Log) -> Path:
         )
     for index in good:
         kept[index] = replace(kept[index], split="train")
-    for index in good[::_ONE_IN]:
+    for index in good[::kept_apart]:
         kept[index] = replace(kept[index], split="test")
     write_manifest(manifest, kept)
     return manifest
