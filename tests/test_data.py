@@ -34,7 +34,7 @@ class Hummer:
         time.sleep(self.pause)
         if not line.text.isascii():
             raise TextError("it hums letters only")
-        t = np.arange(1600) / 16000
+        t = np.arange(2400) / 24000
         tones = [np.sin(2 * np.pi * (200 + 20 * ord(letter) + line.seed) * t) for letter in line.text]
         ends = tuple(100 * (i + 1) for i in range(len(line.text)))
         return Spoken((0.3 * np.concatenate(tones)).astype(np.float32), line.text, line.text, ends)
@@ -119,7 +119,7 @@ def test_synthesis_writes_recordings_and_their_manifest(tmp_path):
     assert sum(u.duration for u in utterances) == pytest.approx(sum(seconds for _, seconds in counted))
     for utterance in utterances:
         samples, rate = soundfile.read(utterance.audio)
-        assert (rate, len(samples) / rate) == (16000, pytest.approx(utterance.duration, abs=1e-3))
+        assert (rate, len(samples) / rate) == (24000, pytest.approx(utterance.duration, abs=1e-3))
     (refused,) = map(json.loads, (tmp_path / "refused.jsonl").read_text().splitlines())
     assert (refused["text"], refused["refused"]) == ("é", "it hums letters only")
 

@@ -32,6 +32,20 @@ def test_the_default_has_the_size_that_was_measured():
 
 def test_its_mel_can_be_the_decoders():
     assert VocosConfig(n_fft=1920, hop=480).mel == MEL_24K
+    assert VocosConfig(n_fft=960, hop=240, upsample=2).mel == MEL_24K
+
+
+@settings(max_examples=10, deadline=None)
+@given(sizes, st.integers(0, 15))
+@torch.inference_mode()
+def test_mel_frames_can_be_two_frames_each(cuts, ahead):
+    model = small(ahead=ahead, upsample=2)
+    whole, _ = model(mels(25))
+    assert model.hop == 32
+    assert whole.shape == (1, 25 * 32)
+    assert_close(spoken(model, mels(25), cuts), whole, rtol=0, atol=1e-5)
+    early, _ = model(mels(25), last=False)
+    assert early.shape[1] // 32 == 25 - model.lookahead
 
 
 @settings(max_examples=25, deadline=None)

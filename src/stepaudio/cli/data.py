@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stepaudio.cli.output import JsonOption, console, print_json, progress
+from stepaudio.cli.output import BundleOption, JsonOption, console, print_json, progress
 
 app = typer.Typer(no_args_is_help=True, help="Make the speech that models are trained on.")
 
@@ -57,6 +58,58 @@ def synthesize(
         print_json({"manifest": str(out / "manifest.jsonl"), "lines": len(said), "hours": seconds / 3600})
     else:
         console().print(f"{out / 'manifest.jsonl'}: {len(said)} lines, {seconds / 3600:.1f} h")
+
+
+@app.command()
+def filter(
+    manifest: Annotated[Path, typer.Argument(help="manifest.jsonl; it stays as it is.")],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The new manifest; filtered.jsonl beside the old if none.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Judge only so many by ear, evenly spread; all by their pace.", min=0)
+    ] = None,
+    bundle: BundleOption = "small",
+    json: JsonOption = False,
+) -> None:
+    """Mark recordings that do not say their text, are too slow or fast, sound bad, or are not the speaker's."""
+    from collections import Counter
+
+    from stepaudio import load
+    from stepaudio.audio import io
+    from stepaudio.data import filters
+    from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
+    from stepaudio.eval.metrics.mos import RATE, DnsMos
+    from stepaudio.speech.weights import Store, catalogue
+
+    models = load(bundle)
+    mos = DnsMos(Store().verified(catalogue()["dnsmos"]) / "sig_bak_ovr.onnx")
+
+    def words(utterance: Utterance) -> str:
+        samples = io.read(utterance.audio, rate=models.transcriber.rate)
+        return models.transcriber.transcribe(samples, language=utterance.language or None).text
+
+    ears = filters.Ears(
+        words,
+        lambda utterance: mos.score(io.read(utterance.audio, rate=RATE)).overall,
+        lambda utterance: models.speaker_encoder.embed(io.read(utterance.audio, rate=models.speaker_encoder.rate)),
+    )
+    utterances = read_manifest(manifest)
+    kept = []
+    with progress(quiet=json) as bars:
+        task = bars.add_task("listening", total=len(utterances))
+        for utterance in filters.judged(utterances, ears, sample=sample):
+            audio = Path(os.path.relpath(utterance.audio, (out or manifest).parent))
+            kept.append(replace(utterance, audio=audio))
+            bars.update(task, advance=1)
+    out = out or manifest.with_name("filtered.jsonl")
+    write_manifest(out, kept)
+    reasons = Counter(utterance.rejected.split(" ")[0] for utterance in kept if utterance.rejected)
+    if json:
+        print_json({"manifest": str(out), "lines": len(kept), "rejected": dict(reasons)})
+    else:
+        found = ", ".join(f"{count} by {reason}" for reason, count in reasons.most_common()) or "none"
+        console().print(f"{out}: {len(kept)} lines; rejected: {found}")
 
 
 @app.command()

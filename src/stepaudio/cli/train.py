@@ -12,10 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
+from stepaudio.cli import train_voice
 from stepaudio.cli.output import JsonOption, console, print_json, progress
 from stepaudio.errors import MissingError
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
+for verb in (train_voice.flow, train_voice.vocoder, train_voice.voice):
+    app.command()(verb)
 
 
 class Branch(StrEnum):

@@ -8,6 +8,7 @@
 | `spoken` | the words as they were said: letters, apostrophes and spaces; Chinese as pinyin with tone digits |
 | `language`, `speaker`, `teacher`, `source`, `seed`, `split` | who said it, what made it, where the text is from |
 | `phonemes`, `ends` | one symbol per phoneme, and when each ends in milliseconds |
+| `rejected` | why nothing should learn from it (`stepaudio.data.filters`); its split is then `rejected` |
 
 Only the first three are needed; what is unknown is left out. `path`, `lang` and `seconds` are read as `audio`,
 `language` and `duration`.
@@ -41,6 +42,7 @@ class Utterance:
     split: str = ""
     phonemes: str = ""
     ends: tuple[int, ...] = ()
+    rejected: str = ""
 
     @property
     def words(self) -> str:

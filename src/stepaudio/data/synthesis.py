@@ -22,8 +22,10 @@ from typing import Protocol
 
 from stepaudio.data.manifest import Utterance, write_lines
 from stepaudio.errors import InputError, TextError
-from stepaudio.tokenizer.fbank import RATE, Floats
+from stepaudio.tokenizer.fbank import Floats
 
+RATE = 24_000
+"""Samples a second that are stored: decoders are trained on all of them, tokenizers read them at 16 kHz."""
 GROUP = 32
 """Lines that are lost at most when a worker is killed."""
 
@@ -43,7 +45,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Samples [T] at 16 kHz, the words that were said, and each phoneme with its end in milliseconds."""
+    """Samples [T] at `RATE`, the words that were said, and each phoneme with its end in milliseconds."""
 
     samples: Floats
     words: str

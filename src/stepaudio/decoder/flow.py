@@ -243,13 +243,20 @@ class FlowModel(nn.Module):
     # ------------------------------------------------ training
 
     def loss(
-        self, batch: FlowBatch, random: torch.Generator, *, drop: float = 0.2, ends: Tensor | None = None
+        self,
+        batch: FlowBatch,
+        random: torch.Generator,
+        *,
+        drop: float = 0.2,
+        prior: float = 0.0,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """The mean squared error of the velocity at a random time of each clip, a scalar to minimise.
 
         As CosyVoice is trained (arXiv 2407.05407): half of the clips show a prefix of up to 30 % of their mel, all
-        conditions are dropped together with probability `drop`. `random` is a CPU generator. `ends` trains the 24 kHz
-        generation for streaming: rows at which chunks stop, the last at R.
+        conditions are dropped together with probability `drop`. `prior` weighs the squared error of the encoded tokens
+        taken for a mel, from which an encoder learns sooner than through the estimator (arXiv 2105.06337). `random` is
+        a CPU generator. `ends` trains the 24 kHz generation for streaming: rows at which chunks stop, the last at R.
         """
         mu_BTM, mel_BTM, lengths_B = self._encode_batch(batch, ends)
         count, steps = mu_BTM.shape[:2]
@@ -266,6 +273,8 @@ class FlowModel(nn.Module):
         time = self.estimator.time_of_each(t_B, mu_BTM.dtype)
         v_BTM = self.estimator(torch.cat([x_BTM, fixed_BTK], dim=-1), time, lengths_B, **extra)
         error_BTM = (v_BTM - (mel_BTM - (1 - SIGMA_MIN) * noise_BTM)).float().square()
+        if prior:
+            error_BTM = error_BTM + prior * (mu_BTM - mel_BTM).float().square()
         mask_BT1 = valid(lengths_B, steps)[..., None]
         loss: Tensor = (error_BTM * mask_BT1).sum() / (mask_BT1.sum() * self.config.mels)
         return loss

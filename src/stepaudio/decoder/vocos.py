@@ -22,6 +22,7 @@ from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.stft import InverseStft
 from stepaudio.errors import InputError, MissingError
 
+VOCODER = "vocoder.safetensors"
 FORMAT = 1
 _KERNEL = 7
 _LOUDEST_BIN = 1e2
@@ -29,7 +30,8 @@ _LOUDEST_BIN = 1e2
 
 @dataclass(frozen=True, slots=True)
 class VocosConfig:
-    """Sizes. `ahead` is how many mel frames the convolutions look ahead in all, at most three per convolution."""
+    """Sizes. `ahead` is how many frames of `hop` samples the convolutions look ahead in all, at most three each; the
+    first one is over mel frames, which are `upsample` frames each and of a transform so much longer."""
 
     rate: int = 24_000
     n_fft: int = 1024
@@ -39,16 +41,17 @@ class VocosConfig:
     hidden: int = 768
     blocks: int = 6
     ahead: int = 6
+    upsample: int = 1
 
     def __post_init__(self) -> None:
-        most = (_KERNEL // 2) * (self.blocks + 1)
+        most = (_KERNEL // 2) * (self.blocks + self.upsample)
         if not 0 <= self.ahead <= most:
             raise InputError(f"a Vocos of {self.blocks} blocks looks ahead 0 to {most} frames, not {self.ahead}")
 
     @property
     def mel(self) -> MelSpec:
         """The mel spectrogram it inverts."""
-        return MelSpec(self.rate, self.n_fft, self.hop, self.bands)
+        return MelSpec(self.rate, self.n_fft * self.upsample, self.hop * self.upsample, self.bands)
 
 
 class Vocos(nn.Module):
@@ -57,9 +60,9 @@ class Vocos(nn.Module):
     def __init__(self, config: VocosConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or VocosConfig()
-        self.rate, self.hop = config.rate, config.hop
-        pads = _spread(config.ahead, config.blocks + 1)
-        self.embed = Conv1d(config.bands, config.dim, _KERNEL, pads=pads[0])
+        self.rate, self.hop = config.rate, config.hop * config.upsample
+        pads = _pads(config)
+        self.embed = Conv1d(config.bands, config.dim * config.upsample, _KERNEL, pads=pads[0])
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.blocks = nn.ModuleList([ConvNeXtBlock(config, pads[1 + i]) for i in range(config.blocks)])
         self.final_norm = nn.LayerNorm(config.dim, eps=1e-6)
@@ -70,12 +73,13 @@ class Vocos(nn.Module):
     @property
     def lookahead(self) -> int:
         """Mel frames after which a frame's samples are complete."""
-        return self.config.ahead + -(-self.istft.trim // self.hop)
+        return -(-(self.config.ahead + -(-self.istft.trim // self.config.hop)) // self.config.upsample)
 
     def forward(self, mel_BMF: Tensor, state: Stream | None = None, *, last: bool = True) -> tuple[Tensor, Stream]:
         """See `stepaudio.decoder.streaming.Vocoder`. A stream equals one call to the rounding of float32."""
         stream = (state or Stream()).following(last=last)
-        x_BDF = self.norm(self.embed(mel_BMF, stream).transpose(1, 2)).transpose(1, 2)
+        x_BFD = self.embed(mel_BMF, stream).transpose(1, 2)
+        x_BDF = self.norm(x_BFD.reshape(len(x_BFD), -1, self.config.dim)).transpose(1, 2)
         for block in self.blocks:
             x_BDF = block(x_BDF, stream)
         x_BKF = self.head(self.final_norm(x_BDF.transpose(1, 2))).float().transpose(1, 2)
@@ -102,9 +106,12 @@ class ConvNeXtBlock(nn.Module):
         return x_BDF + change_BDF
 
 
-def _spread(ahead: int, layers: int) -> list[tuple[int, int]]:
-    """Pads of each layer, the look-ahead given to the first ones: what they see early, all later ones use."""
-    rights = [max(0, min(_KERNEL // 2, ahead - layer * (_KERNEL // 2))) for layer in range(layers)]
+def _pads(config: VocosConfig) -> list[tuple[int, int]]:
+    """Pads of each convolution, the look-ahead given to the first ones: what they see early, all later ones use."""
+    most = _KERNEL // 2
+    rights = [min(most, config.ahead // config.upsample)]
+    left = config.ahead - rights[0] * config.upsample
+    rights += [max(0, min(most, left - block * most)) for block in range(config.blocks)]
     return [(_KERNEL - 1 - right, right) for right in rights]
 
 

@@ -65,6 +65,13 @@ BACKENDS: Mapping[str, Backend] = {
     "step_audio_editx": Backend("stepaudio.speech.step_audio.speaker:StepAudioEditor", _STEP_AUDIO),
     "step_audio_transcriber": Backend("stepaudio.speech.step_audio.listener:StepAudioTranscriber", _STEP_AUDIO),
     "step_audio_responder": Backend("stepaudio.speech.step_audio.listener:StepAudioResponder", _STEP_AUDIO),
+    "nano_voice": Backend(
+        "stepaudio.speech.nano_voice.speaker:NanoSpeaker",
+        {"torch": _TORCH, "safetensors": _TRAIN, "hibari": _LOCAL},
+    ),
+    "nano_voice_transcriber": Backend(
+        "stepaudio.speech.nano_voice.listener:NanoTranscriber", {"torch": _TORCH, "safetensors": _TRAIN}
+    ),
     "campplus": Backend("stepaudio.decoder.speaker:load_speaker", {"onnxruntime": _LOCAL, "torch": _TORCH}),
     "smart_turn": Backend("stepaudio.speech.backends.smart_turn:SmartTurnScorer", {"onnxruntime": _LOCAL}),
 }

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import soxr
 
-from stepaudio.data.synthesis import Line, Spoken
+from stepaudio.data.synthesis import RATE, Line, Spoken
 from stepaudio.data.text import spoken
 from stepaudio.errors import TextError
 from stepaudio.speech.backends.hibari import Hibari
 from stepaudio.speech.backends.kokoro import Kokoro
 from stepaudio.speech.backends.phonemes import PAUSE, Phonemizer, Pronunciation
 from stepaudio.speech.reading import spans
-from stepaudio.tokenizer.fbank import RATE, Floats
+from stepaudio.tokenizer.fbank import Floats
 
 _EARLY = 0.05
 """Seconds by which sound comes before the place its duration gives it (as in `backends.onnx_voice`)."""
@@ -46,7 +46,7 @@ class HibariTeacher:
         samples, frames = self._engine.synthesise(
             ids, voice="", speed=_pace(rng) / size, cancel=None, pitch=pitch, seed=line.seed
         )
-        return _cut(line, said, samples, frames, rate=24_000 * size)
+        return _cut(line, said, samples, frames, rate=RATE * size)
 
 
 class KokoroTeacher:
@@ -60,7 +60,7 @@ class KokoroTeacher:
         ids, said = _pronounce(self._phonemes, line, self._engine.ids)
         pace = _pace(np.random.default_rng(line.seed))
         samples, frames = self._engine.synthesise(ids, voice=line.speaker, speed=pace, cancel=None)
-        return _cut(line, said, samples, frames, rate=24_000)
+        return _cut(line, said, samples, frames, rate=RATE)
 
 
 def _shape(speaker: str) -> tuple[float, float]:

@@ -1,0 +1,11 @@
+#!/bin/sh
+# The decoder of nano-voice on two CPU cores: an evening. Stop it at any time and start it again.
+set -eu
+out=${1:-runs/out/nano-decoder}
+data=$out/data/manifest.jsonl
+stepaudio pull wordnet kokoro-82m kokoro-voices
+stepaudio data synthesize "$out/data" --size 5000 --kokoro 360
+stepaudio data tokenize "$data"
+stepaudio train flow "$data" -o "$out/flow"
+stepaudio train vocoder "$data" -o "$out/spectra"
+stepaudio train vocoder "$data" -o "$out/vocoder" --adversarial --init "$out/spectra/vocoder.safetensors"
