@@ -96,14 +96,18 @@ def test_nano_hearing_writes_what_sounded_in_the_group_before():
     one, own = utterance("ab c"), codes(0)
     document = made.asr(one, own)
     heard = rows(document, 1)
+    told = document.targets[1:].reshape(-1, 9)[:, 5:].tolist()
     assert len(heard) == 7
-    assert heard[0][5:] == v.write("")
+    assert all(row[5:] == v.write("") for row in heard)
     # Moments at 15, 45, 75, 105 ms and so on: the pause lasts to 90 ms, "a" to 180.
-    assert [row[5:] for row in heard[1:4]] == [v.write("   a"), v.write("aabb"), v.write("b   ")]
+    assert told[:4] == [v.write(sounds) for sounds in ("", "   a", "aabb", "b   ")]
     assert heard[6][:5] == heard[5][:5]
     trained = document.trained[1:].reshape(-1, 9)
     assert trained[1:, 5:].all()
     assert trained.sum() == 6 * 4
+    row = pack([document], ["asr"])
+    assert row.targets_N.tolist() == [id for own in told[1:] for id in own]
+    assert set(v.write("")) == set(row.tokens_1T[0, row.places_N + 1].tolist())
 
 
 def test_places_and_symbols_have_ids_of_their_own():
