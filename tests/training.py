@@ -3,6 +3,8 @@ two-process test runs."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,5 +97,8 @@ def config(out, **changes):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for _ in Loop(Line(steady=True), config(sys.argv[1], steps=int(sys.argv[2]))).run():
-        pass
+    out, steps, *killed = sys.argv[1:]
+    loop = Loop(Line(steady=True), config(out, steps=int(steps)))
+    for line in loop.run():
+        if killed and line["step"] >= int(killed[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
