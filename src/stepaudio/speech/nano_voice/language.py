@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 
@@ -28,6 +28,8 @@ SPEAK = SamplingParams(temperature=0.6, top_k=20, top_p=0.9, guard_repetition=Fa
 _GROUP = sum(RATIO)
 _LONGEST = 6
 """Groups that a phoneme lasts at most: 0.7 s."""
+_SHARE_WEIGHT = 0.6
+"""How much of a phoneme's share is taken out of its probability; chosen on the split `dev`."""
 _TOKENIZER = "nano-tokenizer"
 """Beside it lies the lexicon that hearing uses."""
 
@@ -46,6 +48,8 @@ class NanoLm:
     vocabulary: NanoVocabulary
     model: Step1
     lexicon: Lexicon
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """How much of the time each phoneme takes, where that is known."""
     slots: int = 4
 
     def __post_init__(self) -> None:
@@ -59,8 +63,10 @@ class NanoLm:
         """
         import torch
 
-        lexicon = load_reader(find(_TOKENIZER) / FILE).lexicon
-        return cls(load_vocabulary(folder), checkpoint.load(folder, dtype=torch.bfloat16), lexicon, slots)
+        known = load_reader(find(_TOKENIZER) / FILE)
+        shares = dict(zip(known.phonemes, known.shares.tolist(), strict=True))
+        model = checkpoint.load(folder, dtype=torch.bfloat16)
+        return cls(load_vocabulary(folder), model, known.lexicon, shares, slots)
 
     def speak(
         self,
@@ -102,10 +108,13 @@ class NanoLm:
     def transcribe(self, codes: DualCodes, *, cancel: Event | None = None) -> str:
         """The words that codes say, in lower case without punctuation: the best path through the lexicon of the
         tokenizer's reader. Raises InputError for more codes than fit (about 25 s), Cancelled after `cancel`."""
-        evidence_TP = self.hear(codes)
+        v = self.vocabulary
+        shares_P = np.array([self.shares.get(symbol, min(self.shares.values(), default=1.0)) for symbol in v.phonemes])
+        # As for the reader: a rare phoneme that is likely is likely by its sound alone.
+        evidence_TP = self.hear(codes) - _SHARE_WEIGHT * np.log(shares_P, dtype=np.float32)
         if cancel is not None and cancel.is_set():
             raise Cancelled("the transcription was cancelled")
-        return self.lexicon.decode(evidence_TP, self.vocabulary.phonemes)
+        return self.lexicon.decode(evidence_TP, v.phonemes)
 
     def hear(self, codes: DualCodes) -> NDArray[np.float32]:
         """Log-probabilities of the phonemes at four even moments of each group of codes [T, P], in one pass."""
