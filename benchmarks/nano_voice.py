@@ -158,7 +158,6 @@ def resynthesis(test: list[Tokenized], ears: Ears, folder: Path, sampling: Sampl
             "linguistic": plain.say(linguistic, speaker_S, None, sampling),
             "no speaker": plain.say(rows, none_S, None, sampling),
             "speaker and prompt": plain.say(np.concatenate([head, rows]), speaker_S, prompt_TM, sampling),
-            "prompt alone": plain.say(np.concatenate([head, rows]), none_S, prompt_TM, sampling),
         }
         for name, sound in made.items():
             tallies[name].words.append((words_of(utterance), ears.words(sound)))
