@@ -12,7 +12,7 @@ from stepaudio.speech.nano_voice.language import NanoLm
 from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
-from test_train_lm import codes, nano, utterance
+from training import codes, nano, utterance
 
 GREEDY = SamplingParams(temperature=0)
 

@@ -68,13 +68,13 @@ def test_layouts(pieces, streams, group):
 
 
 @pytest.mark.parametrize("streams", ["dual", "linguistic"])
-def test_a_model_learns_transcripts_by_heart(pieces, streams):
+def test_a_model_learns_transcripts_by_heart(pieces, streams, tmp_path):
     torch.set_num_threads(1)
     examples = [example(u, codes(seed), pieces) for seed, u in enumerate(utterances())]
     layout = Layout(streams, len(pieces))
     config = AblationConfig(steps=100, batch_seconds=30, width=96, layers=2, learning_rate=5e-3, warmup=5, bf16=False)
     log = []
-    model = train(layout, examples, config, log.append)
+    model = train(layout, examples, config, tmp_path, log.append)
     assert transcribe(model, layout, examples, pieces) == TEXTS
     figures = perplexities(model, layout, examples)
     assert ("semantic" in figures) == (streams == "dual")

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_models import tiny_model, tiny_tokenizer
-from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.lm.attention import attend, attend_flex, attend_packed
-from stepaudio.lm.nano import COUNTS, NanoVocabulary, known_phonemes, opening
+from stepaudio.lm.nano import COUNTS, opening
 from stepaudio.lm.prompts import Prompts, Turn
-from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.documents import Document, NanoDocuments, PaperDocuments, SpeakingRate, timed_words
+from stepaudio.train.documents import PaperDocuments, SpeakingRate, timed_words
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
 from stepaudio.train.packing import Mixture, pack
-
-TEXTS = ["ab ba", "ba ab", "cab", "ab cab", "a b c"]
+from training import codes, document, nano, utterance
 
 
 @pytest.fixture(autouse=True)
@@ -30,28 +26,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def utterance(text, per_symbol=90):
-    phonemes = f" {text} "
-    ends = tuple(per_symbol * (place + 1) for place in range(len(phonemes)))
-    return Utterance(Path("x"), text, ends[-1] / 1000, spoken=text, phonemes=phonemes, ends=ends)
-
-
-def codes(seed, groups=6):
-    rng = np.random.default_rng(seed)
-    return DualCodes(rng.integers(0, 1024, 2 * groups + 1), rng.integers(0, 4096, 3 * groups + 2))
-
-
-def document(tokens, kind="text"):
-    return Document.of(kind, [([1], False), (tokens, True)])
-
-
 # ---------------------------------------------------------------- documents
-
-
-def nano():
-    said = [utterance(text) for text in TEXTS]
-    vocabulary = NanoVocabulary(known_phonemes(u.phonemes for u in said))
-    return NanoDocuments(vocabulary, SpeakingRate(said))
 
 
 def test_a_pause_belongs_to_the_word_before():
@@ -96,14 +71,18 @@ def test_nano_hearing_writes_what_sounded_in_the_group_before():
     one, own = utterance("ab c"), codes(0)
     document = made.asr(one, own)
     heard = rows(document, 1)
+    told = document.targets[1:].reshape(-1, 9)[:, 5:].tolist()
     assert len(heard) == 7
-    assert heard[0][5:] == v.write("")
+    assert all(row[5:] == v.write("") for row in heard)
     # Moments at 15, 45, 75, 105 ms and so on: the pause lasts to 90 ms, "a" to 180.
-    assert [row[5:] for row in heard[1:4]] == [v.write("   a"), v.write("aabb"), v.write("b   ")]
+    assert told[:4] == [v.write(sounds) for sounds in ("", "   a", "aabb", "b   ")]
     assert heard[6][:5] == heard[5][:5]
     trained = document.trained[1:].reshape(-1, 9)
     assert trained[1:, 5:].all()
     assert trained.sum() == 6 * 4
+    row = pack([document], ["asr"])
+    assert row.targets_N.tolist() == [id for own in told[1:] for id in own]
+    assert set(v.write("")) == set(row.tokens_1T[0, row.places_N + 1].tolist())
 
 
 def test_places_and_symbols_have_ids_of_their_own():

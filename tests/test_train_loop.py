@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +137,17 @@ def test_lines_after_the_last_checkpoint_are_taken_back(tmp_path):
         log.write('{"step": 5, "loss": 1}\n{"step": 6, "lo')
     finished(Line(), config(tmp_path, steps=8))
     assert [line["step"] for line in written(tmp_path)] == [3, 4, 6, 8]
+
+
+def test_a_killed_process_loses_nothing_but_time(tmp_path):
+    whole, _ = finished(Line(steady=True), config(tmp_path / "whole"))
+    script = Path(__file__).parent / "training.py"
+    killed = subprocess.run([sys.executable, str(script), str(tmp_path / "cut"), "12", "9"], timeout=600, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert checkpoints(tmp_path / "cut")[-1].name == "checkpoint-00000008.pt"
+    resumed, _ = finished(Line(steady=True), config(tmp_path / "cut"))
+    assert torch.equal(weights(whole), weights(resumed))
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
 
 
 def test_another_task_is_not_continued(tmp_path):

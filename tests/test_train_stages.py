@@ -24,7 +24,7 @@ from stepaudio.train.packing import pack
 from stepaudio.train.plan import plan, table
 from stepaudio.train.recipes import FIRST, NAMES, RECIPES, SECOND, THIRD, LmRecipe, Stage, recipe
 from stepaudio.train.stages import train_lm
-from test_train_lm import codes, document, utterance
+from training import codes, document, utterance
 
 WORDS = ["ab", "ba", "cab", "a", "c"]
 

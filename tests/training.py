@@ -1,15 +1,46 @@
-"""A task small enough to be computed by hand, and what the two-process test runs."""
+"""What tests of training share: speech without sound, and a task small enough to be computed by hand, which the
+two-process test runs."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stepaudio.data.manifest import Utterance
+from stepaudio.lm.nano import NanoVocabulary, known_phonemes
+from stepaudio.tokenizer.streaming import DualCodes
+from stepaudio.train.documents import Document, NanoDocuments, SpeakingRate
 from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Schedule, Task
+
+TEXTS = ["ab ba", "ba ab", "cab", "ab cab", "a b c"]
+
+
+def utterance(text, per_symbol=90):
+    phonemes = f" {text} "
+    ends = tuple(per_symbol * (place + 1) for place in range(len(phonemes)))
+    return Utterance(Path("x"), text, ends[-1] / 1000, spoken=text, phonemes=phonemes, ends=ends)
+
+
+def codes(seed, groups=6):
+    rng = np.random.default_rng(seed)
+    return DualCodes(rng.integers(0, 1024, 2 * groups + 1), rng.integers(0, 4096, 3 * groups + 2))
+
+
+def document(tokens, kind="text"):
+    return Document.of(kind, [([1], False), (tokens, True)])
+
+
+def nano():
+    said = [utterance(text) for text in TEXTS]
+    vocabulary = NanoVocabulary(known_phonemes(u.phonemes for u in said))
+    return NanoDocuments(vocabulary, SpeakingRate(said))
 
 
 @dataclass
@@ -66,5 +97,8 @@ def config(out, **changes):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for _ in Loop(Line(steady=True), config(sys.argv[1], steps=int(sys.argv[2]))).run():
-        pass
+    out, steps, *killed = sys.argv[1:]
+    loop = Loop(Line(steady=True), config(out, steps=int(steps)))
+    for line in loop.run():
+        if killed and line["step"] >= int(killed[0]):
+            os.kill(os.getpid(), signal.SIGKILL)

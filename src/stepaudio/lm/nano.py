@@ -4,13 +4,15 @@ A token is a special, a phoneme in one of four places, a linguistic or a semanti
 told group by group (120 ms), so that text and sound stream and no alignment is left to be found:
 
     <tts> <speed 2>  W W W W <count> L L S S S  W W W W <count> L L S S S ...
-    <asr>  L L S S S M M M M  L L S S S M M M M ...
+    <asr>  L L S S S . . . .  L L S S S . . . . ...
 
 To speak, W are the phoneme that sounds as the group begins and the three behind it. The model says how many of them
 end within the group (`<count>`) and then how the group sounds; whoever generates moves the window on by that many. So
 every phoneme is spoken, once, in its turn, and the count is all there is of duration.
 
-To hear, M are what the model hears at four even moments of the group before. It has heard a group more by then.
+To hear, each group has four empty places, at which the model tells the phonemes of four even moments of the group
+before; it has heard a group more by then. They stay empty: what it told it never sees, for from its own words it would
+learn to go on talking instead of listening. So all is heard in one pass.
 
 Phonemes are those of misaki's alphabet without stress; a space is the pause between two words, at the start and at the
 end.

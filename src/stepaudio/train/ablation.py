@@ -11,10 +11,10 @@ Shapes: B utterances, T tokens, G groups of 120 ms.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,11 +22,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torch.optim import AdamW, Optimizer
 
 from stepaudio.data.manifest import Utterance
 from stepaudio.lm.step1 import Config, Step1
 from stepaudio.tokenizer.streaming import DualCodes
 from stepaudio.train.asr import IGNORE
+from stepaudio.train.log import Line
+from stepaudio.train.loop import Epochs, Loop, LoopConfig, Loss, Schedule, Task
 from stepaudio.train.pieces import BLANK, Pieces
 from stepaudio.train.speech import batches
 
@@ -122,43 +125,59 @@ class AblationConfig:
     bf16: bool = True
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Examples as tokens [B, T], -1 behind their ends."""
+
+    tokens_BT: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(self.tokens_BT.to(device))
+
+
+class AblationTask(Task[list[int], Rows]):
+    """Learning the examples in one arrangement."""
+
+    def __init__(self, layout: Layout, examples: Sequence[Example], config: AblationConfig) -> None:
+        self._layout, self._examples, self._config = layout, examples, config
+        heads = max(1, config.width // 48)
+        self.model: Step1 = Step1(
+            Config(layout.vocabulary, config.width, 4 * config.width, config.layers, heads, heads, max_seq_len=4096)
+        ).initialise(config.seed)
+        durations = [len(one.pieces) * _GROUP_MS / 1000 for one in examples]
+        self.cursor = Epochs(
+            lambda epoch: batches(durations, seconds=config.batch_seconds, seed=config.seed, epoch=epoch)
+        )
+        self.identity = {"layout": asdict(layout), "config": asdict(config), "examples": len(examples)}
+
+    def optimizers(self) -> list[Optimizer]:
+        return [AdamW(self.model.parameters(), self._config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+
+    def load(self, item: list[int]) -> Rows:
+        rows = [self._layout.tokens(self._examples[i]) for i in item]
+        return Rows(pad_sequence(rows, batch_first=True, padding_value=-1))
+
+    def loss(self, batch: Rows, turn: int) -> Loss:
+        nats_BT = _surprise(self.model, batch.tokens_BT)
+        text_BT = _is_text(self._layout, batch.tokens_BT)
+        weights_BT = (batch.tokens_BT >= 0) * torch.where(text_BT, self._config.text_weight, 1.0)
+        return Loss((nats_BT * weights_BT).sum(), float(weights_BT.sum()))
+
+
 def train(
     layout: Layout,
     examples: Sequence[Example],
     config: AblationConfig,
-    log: Callable[[dict[str, Any]], None] = lambda line: None,
+    out: Path,
+    log: Callable[[Line], None] = lambda line: None,
 ) -> Step1:
-    """A language model of one arrangement."""
-    torch.manual_seed(config.seed)
-    heads = max(1, config.width // 48)
-    model = Step1(
-        Config(layout.vocabulary, config.width, 4 * config.width, config.layers, heads, heads, max_seq_len=4096)
-    ).initialise(config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    durations = [len(one.pieces) * _GROUP_MS / 1000 for one in examples]
-    step, epoch, since = 0, 0, time.perf_counter()
-    while step < config.steps:
-        for indices in batches(durations, seconds=config.batch_seconds, seed=config.seed, epoch=epoch):
-            rate = min((step + 1) / config.warmup, (config.steps - step) / (0.5 * config.steps), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * rate
-            tokens_BT = pad_sequence([layout.tokens(examples[i]) for i in indices], batch_first=True, padding_value=-1)
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-                nats_BT = _surprise(model, tokens_BT)
-            text_BT = _is_text(layout, tokens_BT)
-            weights_BT = (tokens_BT >= 0) * torch.where(text_BT, config.text_weight, 1.0)
-            loss = (nats_BT * weights_BT).sum() / weights_BT.sum()
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            step += 1
-            if step % 50 == 0 or step == config.steps:
-                log({"step": step, "loss": float(loss.detach()), "seconds": time.perf_counter() - since})
-            if step == config.steps:
-                break
-        epoch += 1
-    return model.eval()
+    """A language model of one arrangement; the run is kept in `out` and goes on from there."""
+    task = AblationTask(layout, examples, config)
+    schedule = Schedule(config.warmup, 0.5)
+    run = LoopConfig(out, config.steps, schedule=schedule, bf16=config.bf16, seed=config.seed, log_every=50)
+    for line in Loop(task, run).run():
+        log(line)
+    return task.model.eval()
 
 
 def _surprise(model: Step1, tokens_BT: Tensor) -> Tensor:

@@ -35,11 +35,16 @@ GROUP_MS = 120
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens [T] int32 and which of them are trained [T] bool; the first never is."""
+    """Tokens [T] int32 and which of them are trained [T] bool; the first never is.
+
+    `targets` [T] are what is to be predicted, where that is not the tokens themselves: what the model shall never
+    see.
+    """
 
     kind: str
     tokens: NDArray[np.int32]
     trained: NDArray[np.bool_]
+    targets: NDArray[np.int32] | None = None
 
     @classmethod
     def of(cls, kind: str, parts: Iterable[tuple[Sequence[int] | NDArray[np.int64], bool]]) -> Document:
@@ -156,18 +161,29 @@ class NanoDocuments:
         moments = (np.arange(len(ids) * PLACES) + 0.5) * GROUP_MS / PLACES
         heard = np.searchsorted(utterance.ends, moments, side="right").clip(max=len(utterance.phonemes) - 1)
         symbols = ["".join(utterance.phonemes[i] for i in own) for own in heard.reshape(-1, PLACES)]
-        written = [self.vocabulary.write(own) for own in ("", *symbols)]
-        parts: list[tuple[Sequence[int] | NDArray[np.int64], bool]] = [([ASR], False)]
-        # What the last group says is written behind it once more.
-        for number, (group, own) in enumerate(zip([*ids, ids[-1]], written, strict=True)):
-            parts += [(group, False), (own, number > 0)]
-        return Document.of("asr", parts)
+        written = np.array([self.vocabulary.write(own) for own in ("", *symbols)])
+        tokens = hearing(self.vocabulary, ids)
+        targets, trained = tokens.copy(), np.zeros(len(tokens), dtype=bool)
+        places = targets[1:].reshape(len(written), -1)[:, -PLACES:]  # a view
+        places[:] = written
+        trained[1:].reshape(len(written), -1)[1:, -PLACES:] = True
+        return Document("asr", tokens.astype(np.int32), trained, targets.astype(np.int32))
 
     def _ids(self, codes: DualCodes) -> NDArray[np.int64]:
-        """Ids of the whole groups [G, 5]."""
-        linguistic, semantic = groups(codes)
-        v = self.vocabulary
-        return np.concatenate([linguistic + v.linguistic.start, semantic + v.semantic.start], axis=1)
+        return group_ids(self.vocabulary, codes)
+
+
+def group_ids(vocabulary: NanoVocabulary, codes: DualCodes) -> NDArray[np.int64]:
+    """Ids of the whole groups of codes [G, 5]."""
+    linguistic, semantic = groups(codes)
+    return np.concatenate([linguistic + vocabulary.linguistic.start, semantic + vocabulary.semantic.start], axis=1)
+
+
+def hearing(vocabulary: NanoVocabulary, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The tokens of hearing groups [G, 5]: each with four empty places for what the one before said, and the last
+    group once more. Flat, [1 + 9 (G + 1)]."""
+    empty = np.tile(vocabulary.write(""), (len(ids) + 1, 1))
+    return np.concatenate([[ASR], np.concatenate([np.concatenate([ids, ids[-1:]]), empty], axis=1).reshape(-1)])
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ class Row:
 def pack(documents: Sequence[Document], kinds: Sequence[str]) -> Row:
     """Documents one after the other; `kinds` are the names that their numbers stand for."""
     tokens = np.concatenate([document.tokens for document in documents]).astype(np.int64)
+    targets = np.concatenate([d.tokens if d.targets is None else d.targets for d in documents]).astype(np.int64)
     trained = np.flatnonzero(np.concatenate([document.trained for document in documents]))
     numbers = [np.full(document.count, kinds.index(document.kind)) for document in documents]
     return Row(
@@ -105,6 +106,6 @@ def pack(documents: Sequence[Document], kinds: Sequence[str]) -> Row:
         tuple(len(document.tokens) for document in documents),
         # A document's first token is never trained, so the place before is in the same document.
         torch.from_numpy(trained - 1),
-        torch.from_numpy(tokens[trained]),
+        torch.from_numpy(targets[trained]),
         torch.from_numpy(np.concatenate(numbers)),
     )

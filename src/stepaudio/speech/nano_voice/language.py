@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio.errors import Cancelled, InputError
 from stepaudio.lm import checkpoint
-from stepaudio.lm.cache import Cache
 from stepaudio.lm.engine import Engine
 from stepaudio.lm.generate import SamplingParams
-from stepaudio.lm.nano import ASR, COUNTS, PAUSE, PLACES, GroupGrammar, NanoVocabulary, load_vocabulary, opening
-from stepaudio.lm.runner import Span, make_runner
+from stepaudio.lm.nano import COUNTS, PAUSE, PLACES, GroupGrammar, NanoVocabulary, load_vocabulary, opening
 from stepaudio.lm.step1 import Step1
 from stepaudio.tokenizer.dual import find
 from stepaudio.tokenizer.interleave import RATIO
 from stepaudio.tokenizer.streaming import DualCodes
-from stepaudio.train.documents import groups
+from stepaudio.train.documents import group_ids, hearing
 from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.reader import FILE, load_reader
 
@@ -30,6 +28,8 @@ SPEAK = SamplingParams(temperature=0.6, top_k=20, top_p=0.9, guard_repetition=Fa
 _GROUP = sum(RATIO)
 _LONGEST = 6
 """Groups that a phoneme lasts at most: 0.7 s."""
+_SHARE_WEIGHT = 0.6
+"""How much of a phoneme's share is taken out of its probability; chosen on the split `dev`."""
 _TOKENIZER = "nano-tokenizer"
 """Beside it lies the lexicon that hearing uses."""
 
@@ -48,15 +48,12 @@ class NanoLm:
     vocabulary: NanoVocabulary
     model: Step1
     lexicon: Lexicon
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """How much of the time each phoneme takes, where that is known."""
     slots: int = 4
 
     def __post_init__(self) -> None:
         self.engine = Engine(self.model, slots=self.slots)
-        self._cache = Cache(
-            self.model.config, slots=1, tokens=self.engine.cache.tokens, dtype=self.engine.cache.keys.dtype
-        )
-        self._runner = make_runner(self.model, self._cache)
-        self._hearing = Lock()
 
     @classmethod
     def load(cls, folder: Path, *, slots: int = 4) -> NanoLm:
@@ -66,8 +63,10 @@ class NanoLm:
         """
         import torch
 
-        lexicon = load_reader(find(_TOKENIZER) / FILE).lexicon
-        return cls(load_vocabulary(folder), checkpoint.load(folder, dtype=torch.bfloat16), lexicon, slots)
+        known = load_reader(find(_TOKENIZER) / FILE)
+        shares = dict(zip(known.phonemes, known.shares.tolist(), strict=True))
+        model = checkpoint.load(folder, dtype=torch.bfloat16)
+        return cls(load_vocabulary(folder), model, known.lexicon, shares, slots)
 
     def speak(
         self,
@@ -108,35 +107,36 @@ class NanoLm:
 
     def transcribe(self, codes: DualCodes, *, cancel: Event | None = None) -> str:
         """The words that codes say, in lower case without punctuation: the best path through the lexicon of the
-        tokenizer's reader. Raises InputError for more codes than fit (about 25 s), Cancelled soon after `cancel`."""
-        evidence_TP = self._hear(codes, cancel)
-        return self.lexicon.decode(evidence_TP, self.vocabulary.phonemes)
-
-    def _hear(self, codes: DualCodes, cancel: Event | None) -> NDArray[np.float32]:
-        """Log-probabilities of the phonemes at the moments of the codes, four of them to a group [T, P]."""
+        tokenizer's reader. Raises InputError for more codes than fit (about 25 s), Cancelled after `cancel`."""
         v = self.vocabulary
-        linguistic, semantic = groups(codes)
-        ids = np.concatenate([linguistic + v.linguistic.start, semantic + v.semantic.start], axis=1)
-        evidence: list[NDArray[np.float32]] = []
-        before, written = [ASR], v.write("")
-        with self._hearing:
-            slot = self._cache.allocate()
-            try:
-                for number, group in enumerate([*ids, *ids[-1:]]):
-                    if cancel is not None and cancel.is_set():
-                        raise Cancelled("transcription was cancelled")
-                    before += group.tolist()
-                    if number == 0:
-                        before += written
-                        continue
-                    for place in range(PLACES):
-                        logits = self._runner.step([Span(slot, before)])[0].numpy()
-                        own = logits[v.place(place).start + 1 : v.place(place).stop]
-                        evidence.append(own - np.logaddexp.reduce(own))
-                        before = [v.place(place).start + 1 + int(own.argmax())]
-            finally:
-                self._cache.release(slot)
-        return np.array(evidence, dtype=np.float32).reshape(-1, len(v.phonemes))
+        shares_P = np.array([self.shares.get(symbol, min(self.shares.values(), default=1.0)) for symbol in v.phonemes])
+        # As for the reader: a rare phoneme that is likely is likely by its sound alone.
+        evidence_TP = self.hear(codes) - _SHARE_WEIGHT * np.log(shares_P, dtype=np.float32)
+        if cancel is not None and cancel.is_set():
+            raise Cancelled("the transcription was cancelled")
+        return self.lexicon.decode(evidence_TP, v.phonemes)
+
+    def hear(self, codes: DualCodes) -> NDArray[np.float32]:
+        """Log-probabilities of the phonemes at four even moments of each group of codes [T, P], in one pass."""
+        import torch
+
+        v = self.vocabulary
+        ids = group_ids(v, codes)
+        if not len(ids):
+            return np.zeros((0, len(v.phonemes)), dtype=np.float32)
+        tokens = hearing(v, ids)
+        if len(tokens) > self.model.config.max_seq_len:
+            raise InputError(f"{len(ids) * 0.12:.0f} s of codes are too many to be heard in one go")
+        # What stands in a place is told by the hidden state before it; the first group's places tell nothing.
+        places = np.arange(len(ids) * PLACES)
+        before = (_GROUP + PLACES) * (1 + places // PLACES) + _GROUP + places % PLACES
+        with torch.inference_mode():
+            hidden_TC = self.model.hidden(torch.from_numpy(tokens)[None])[0, torch.from_numpy(before)]
+            logits_TV = self.model.lm_head(hidden_TC).float().numpy()
+        own = np.stack([logits_TV[places % PLACES == i, v.place(i).start + 1 : v.place(i).stop] for i in range(PLACES)])
+        own_TP = own.transpose(1, 0, 2).reshape(len(places), -1)
+        evidence_TP: NDArray[np.float32] = own_TP - np.logaddexp.reduce(own_TP, axis=1, keepdims=True)
+        return evidence_TP
 
     def close(self) -> None:
         self.engine.close()
