@@ -131,17 +131,15 @@ class Plain:
         return samples
 
 
-def resynthesis(test: list[Tokenized], ears: Ears, folder: Path, sampling: Sampling) -> Figures:
+def resynthesis(test: list[Tokenized], known: list[Tokenized], ears: Ears, folder: Path, sampling: Sampling) -> Figures:
     """Held-out recordings from their own codes: both codebooks, one of them, without speaker, with a prompt."""
     plain = Plain(folder)
-    others = by_speaker(test)
+    others = by_speaker(known)
     tallies: dict[str, Tally] = defaultdict(Tally.new)
     for utterance, codes in track(test, "resynthesis"):
         samples = recording(utterance)
         near = ears.voice(samples)
-        clip, clip_codes = next(
-            pair for pair in (*others[utterance.speaker], (utterance, codes)) if pair[0] != utterance
-        )
+        clip, clip_codes = next(pair for pair in others[utterance.speaker] if pair[0] != utterance)
         mel_TM = mel_of(recording(clip), plain.spec)
         speaker_S = plain.timbre.embed(mel_TM.T)
         rows = realign(interleave(codes.linguistic, codes.semantic))
@@ -158,7 +156,6 @@ def resynthesis(test: list[Tokenized], ears: Ears, folder: Path, sampling: Sampl
             "linguistic": plain.say(linguistic, speaker_S, None, sampling),
             "no speaker": plain.say(rows, none_S, None, sampling),
             "speaker and prompt": plain.say(np.concatenate([head, rows]), speaker_S, prompt_TM, sampling),
-            "prompt alone": plain.say(np.concatenate([head, rows]), none_S, prompt_TM, sampling),
         }
         for name, sound in made.items():
             tallies[name].words.append((words_of(utterance), ears.words(sound)))
@@ -272,7 +269,7 @@ def main() -> None:
         options.folder, steps=sampling.steps, guidance=sampling.guidance, temperature=sampling.temperature
     )
     parts: dict[str, Callable[[], Figures]] = {
-        "resynthesis": lambda: resynthesis(test, ears, options.folder, sampling),
+        "resynthesis": lambda: resynthesis(test, known, ears, options.folder, sampling),
         "speaking": lambda: speaking(test, ears, nano),
         "speeds": lambda: speeds(test[:20], nano),
         "hearing": lambda: hearing(test, options.folder),

@@ -25,7 +25,7 @@ PACKAGED = Path(__file__).parent / "weights"
 VOICES = "voices.safetensors"
 CHUNKS = Schedule((6, 12, 24))
 """Rows of a chunk, 40 ms each: the first sound after 9 rows, 0.36 s of codes."""
-SAMPLING = Sampling(steps=4, guidance=0.7, temperature=0.6)
+SAMPLING = Sampling(steps=4, guidance=1.5, temperature=0.3)
 """A small flow is surest of its way when it starts near the middle and is held to its conditions."""
 
 
