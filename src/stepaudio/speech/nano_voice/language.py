@@ -23,8 +23,8 @@ from stepaudio.train.documents import group_ids, hearing
 from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.reader import FILE, load_reader
 
-SPEAK = SamplingParams(temperature=0.6, top_k=20, top_p=0.9, guard_repetition=False, stop=())
-"""How codes are drawn unless the caller says otherwise."""
+SPEAK = SamplingParams(temperature=0, guard_repetition=False, stop=())
+"""How codes are drawn unless the caller says otherwise: the likeliest, which were read back best (docs/training.md)."""
 _GROUP = sum(RATIO)
 _LONGEST = 6
 """Groups that a phoneme lasts at most: 0.7 s."""
