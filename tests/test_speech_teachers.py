@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 
-from stepaudio.data.synthesis import Line
+from stepaudio.data.synthesis import RATE, Line
 from stepaudio.errors import TextError
 
 pytest.importorskip("hibari")
 
 from stepaudio.speech.teachers import HibariTeacher, spoken_words
+
+MS = RATE // 1000
+"""Samples of a millisecond."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_phonemes_fill_the_recording(teacher):
     said = teacher.say(line("A black cat sat on the mat."))
     assert len(said.phonemes) == len(said.ends)
     assert list(said.ends) == sorted(said.ends)
-    assert said.ends[-1] == pytest.approx(len(said.samples) / 16, abs=2)
+    assert said.ends[-1] == pytest.approx(len(said.samples) / MS, abs=2)
     assert said.phonemes.split() == ["ɐ", "blæk", "kæt", "sæt", "ɔn", "ðə", "mæt"]
     assert not set(said.phonemes) & set("ˈˌ.")
 
@@ -43,8 +46,8 @@ def test_phonemes_are_where_they_sound(teacher):
     shares = {"s": [], "i": []}
     for symbol, begin, end in zip(said.phonemes, begins, said.ends, strict=True):
         if symbol in shares:
-            spectrum = np.abs(np.fft.rfft(said.samples[begin * 16 : end * 16])) ** 2
-            hertz = np.fft.rfftfreq((end - begin) * 16, 1 / 16000)
+            spectrum = np.abs(np.fft.rfft(said.samples[begin * MS : end * MS])) ** 2
+            hertz = np.fft.rfftfreq((end - begin) * MS, 1 / RATE)
             shares[symbol].append(spectrum[hertz > 3000].sum() / spectrum.sum())
     assert min(shares["s"]) > 0.5
     assert max(shares["i"]) < 0.5
