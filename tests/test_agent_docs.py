@@ -7,11 +7,11 @@ from typing import get_args
 
 import pytest
 
-from stepaudio.agent import events
+from stepaudio.agent import events, notices
 
 PAGE = (Path(__file__).parent.parent / "docs" / "live.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("union", [events.Event, events.Output])
+@pytest.mark.parametrize("union", [events.Event, notices.Output])
 def test_the_contract_is_complete(union: object) -> None:
     assert [kind.__name__ for kind in get_args(union) if kind.__name__ not in PAGE] == []

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import ContextConfig, MessageItem, OutputItem
 from stepaudio.agent.controller import Controller
 from stepaudio.agent.errors import RequestError
@@ -87,15 +89,15 @@ class Driver:
         for output in outputs:
             self.seen.add(type(output))
             match output:
-                case ev.Transcribe(job) | ev.Overhear(job):
+                case cmd.Transcribe(job) | cmd.Overhear(job):
                     self.open["text"].append(job)
-                case ev.Score(job) | ev.Warm(job=str(job)):
+                case cmd.Score(job) | cmd.Warm(job=str(job)):
                     self.open["score"].append(job)
-                case ev.StartReply(reply_id):
+                case cmd.StartReply(reply_id):
                     self.open["reply"].append(reply_id)
-                case ev.RunTool(call):
+                case cmd.RunTool(call):
                     self.open["tool"].append(call.id)
-                case ev.Summarise(job):
+                case cmd.Summarise(job):
                     self.open["summary"].append(job)
 
     def pick(self, kind: str) -> str:
@@ -262,5 +264,5 @@ def test_the_driver_gets_everywhere() -> None:
         driver = converse(seed)
         seen |= driver.seen
         committed += driver.controller.statistics.committed
-    assert set(get_args(ev.Output)) - seen == set()
+    assert set(get_args(note.Output)) - seen == set()
     assert committed > 40

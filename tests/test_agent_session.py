@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from realtime_fixtures import TalkBundle, speech
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import MessageItem, OutputItem
 from stepaudio.agent.ring import InputRing
 from stepaudio.agent.scheduler import Lane, Scheduler, Urgency
@@ -34,12 +36,12 @@ class Talk:
     """A session, and everything that it told."""
 
     def __init__(self, bundle: TalkBundle, settings: Settings, **options: Any) -> None:
-        self.told: list[ev.Output] = []
+        self.told: list[note.Output] = []
         self.changed = asyncio.Event()
         scheduler = options.pop("scheduler", None) or Scheduler(hearing=2, replying=2)
         self.session = Session(bundle, scheduler, self.tell, settings=settings, **options)
 
-    def tell(self, output: ev.Output) -> None:
+    def tell(self, output: note.Output) -> None:
         self.told.append(output)
         self.changed.set()
 
@@ -59,8 +61,8 @@ class Talk:
             await asyncio.sleep(0)
 
     @property
-    def done(self) -> list[ev.ReplyDone]:
-        return self.all(ev.ReplyDone)
+    def done(self) -> list[note.ReplyDone]:
+        return self.all(note.ReplyDone)
 
 
 @asynccontextmanager
@@ -86,11 +88,11 @@ def test_a_turn_is_heard_answered_and_spoken() -> None:
             await talk.say()
             await talk.until(lambda: talk.done)
             assert talk.done[0].status == "completed"
-            played = np.concatenate([play.speech.samples for play in talk.all(ev.Play)])
+            played = np.concatenate([play.speech.samples for play in talk.all(cmd.Play)])
             assert len(played) == 4 * 2400
             # What is transcribed is the speech and the pause that showed that it was over.
             assert 1.0 <= bundle.transcriber.heard[-1] <= 1.3
-            assert not any(isinstance(output, ev.StartReply | ev.Transcribe) for output in talk.told)
+            assert not any(isinstance(output, cmd.StartReply | cmd.Transcribe) for output in talk.told)
 
     run(check())
 
@@ -102,7 +104,9 @@ def test_however_the_audio_is_cut_the_same_is_told() -> None:
             for start in range(0, len(samples), step):
                 talk.session.hear(samples[start : start + step])
             await talk.until(lambda: talk.done)
-            return [str(o) for o in talk.told if isinstance(o, ev.SpeechStarted | ev.SpeechPaused | ev.SpeechStopped)]
+            return [
+                str(o) for o in talk.told if isinstance(o, note.SpeechStarted | note.SpeechPaused | note.SpeechStopped)
+            ]
 
     async def check() -> None:
         whole = [text.split("_")[0] + text.partition(",")[2] for text in await told(10**6)]
@@ -131,10 +135,10 @@ def test_the_timer_follows_the_injected_clock() -> None:
         async with talking(TalkBundle(), clock=lambda: now) as talk:
             await talk.say()
             await talk.until(lambda: talk.done)
-            assert talk.session.controller.state is ev.State.BOT_REPLYING  # its audio is still being heard
+            assert talk.session.controller.state is note.State.BOT_REPLYING  # its audio is still being heard
             now += 60.0
             talk.session._tick()
-            assert talk.session.controller.state is ev.State.SILENCE
+            assert talk.session.controller.state is note.State.SILENCE
 
     run(check())
 
@@ -164,7 +168,7 @@ def test_a_stalled_transcriber_fails_its_turn() -> None:
         bundle = TalkBundle(pace=30.0)
         async with talking(bundle, patience=0.2) as talk:
             await talk.say()
-            await talk.until(lambda: talk.all(ev.TranscriptFailed))
+            await talk.until(lambda: talk.all(note.TranscriptFailed))
             bundle.work.pace = 0.0
             await talk.say(1.2)
             await talk.until(lambda: talk.done)
@@ -180,7 +184,7 @@ def test_a_failing_speculation_is_made_again_from_scratch() -> None:
         bundle.responder.answer = lambda messages, tools: answers.pop(0)
         async with talking(bundle) as talk:
             await talk.say(1.0, 0.3)
-            await talk.until(lambda: talk.all(ev.Speculated))
+            await talk.until(lambda: talk.all(note.Speculated))
             talk.session.hear(np.zeros(RATE // 2, np.float32))
             await talk.until(lambda: talk.done)
             assert talk.done[0].status == "completed"
@@ -194,7 +198,7 @@ def test_replies_wait_for_a_listener_that_does_not_keep_up() -> None:
         bundle.responder.answer = lambda messages, tools: ["many words " * 200]
         async with talking(bundle, room=room) as talk:
             talk.session.handle(ev.CreateReply())
-            await talk.until(lambda: len(talk.all(ev.Play)) > 5)
+            await talk.until(lambda: len(talk.all(cmd.Play)) > 5)
             room.clear()
             await asyncio.sleep(0.05)
             told = len(talk.told)
@@ -213,7 +217,7 @@ def test_close_stops_all_work() -> None:
         bundle.responder.answer = lambda messages, tools: ["word "] * 1000
         async with talking(bundle) as talk:
             talk.session.handle(ev.CreateReply())
-            await talk.until(lambda: talk.all(ev.Play))
+            await talk.until(lambda: talk.all(cmd.Play))
         assert bundle.work.running == 0
         talk.session.handle(ev.CreateReply())
         assert bundle.work.running == 0
@@ -379,7 +383,7 @@ def test_a_reply_of_another_session_takes_the_place_of_a_speculation() -> None:
             two.session.handle(ev.CreateReply())
             await two.until(lambda: two.done)
             assert two.done[0].status == "completed"
-            assert [outcome.reason for outcome in one.all(ev.Speculated)] == ["throttled"]
+            assert [outcome.reason for outcome in one.all(note.Speculated)] == ["throttled"]
             one.session.hear(np.zeros(RATE // 2, np.float32))
             await one.until(lambda: one.done)
 
@@ -421,12 +425,12 @@ def test_a_reply_with_audio_to_spare_lets_another_begin() -> None:
             for talk in (one, two):
                 talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
                 talk.session.handle(ev.CreateReply())
-            await two.until(lambda: two.all(ev.Play))
+            await two.until(lambda: two.all(cmd.Play))
             assert not one.done
             two.session.handle(ev.StopReply())
             await one.until(lambda: one.done)
             assert one.done[0].status == "completed"
-            assert sum(len(play.speech.samples) for play in one.all(ev.Play)) == 6 * 12 * 2400
+            assert sum(len(play.speech.samples) for play in one.all(cmd.Play)) == 6 * 12 * 2400
 
     run(check())
 

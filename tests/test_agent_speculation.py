@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.agent.context import MessageItem
 from stepaudio.agent.settings import ReplyOptions, SpeculationConfig
@@ -45,7 +46,7 @@ def test_more_likely_ends_are_tried_first(a: float, b: float, pressure: float) -
 
 
 def make(limit: float = 10.0) -> Speculation:
-    start = ev.StartReply("r1", (), (), "auto", Sampling(), True, None, 1.0, True)
+    start = cmd.StartReply("r1", (), (), "auto", Sampling(), True, None, 1.0, True)
     return Speculation(Reply(start, ReplyOptions(), {}), MessageItem("u", "user", "Hello?"), 3, 1.0, limit)
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, MessageItem, OutputItem
 from stepaudio.agent.controller import Controller
 from stepaudio.agent.settings import Settings
@@ -44,13 +46,13 @@ class Watch:
         self.ran: set[str] = set()
         self.running: set[str] = set()
         self.made: dict[str, str] = {}
-        self.open: dict[str, ev.ReplyStarted] = {}
+        self.open: dict[str, note.ReplyStarted] = {}
         self.done: set[str] = set()
         self.items: set[str] = set()
         self.deleted: set[str] = set()
         self.spoken: dict[str, str] = {}
 
-    def handle(self, event: ev.Event, now: float) -> list[ev.Output]:
+    def handle(self, event: ev.Event, now: float) -> list[note.Output]:
         assert now >= self.now
         self.now = now
         if isinstance(event, ev.ReplyText):
@@ -69,45 +71,45 @@ class Watch:
             assert wake is None or wake > now, "the session would spin"
         return outputs
 
-    def output(self, output: ev.Output) -> None:
+    def output(self, output: note.Output) -> None:
         match output:
-            case ev.Transcribe(job=job, start=float(start)) | ev.Overhear(job=job, start=start):
+            case cmd.Transcribe(job=job, start=float(start)) | cmd.Overhear(job=job, start=start):
                 assert start >= self.kept, "audio that may have been dropped"
                 self.listening[job] = start
-            case ev.CancelTranscribe(job):
+            case cmd.CancelTranscribe(job):
                 self.listening.pop(job, None)
-            case ev.RunTool(call):
+            case cmd.RunTool(call):
                 assert call.id not in self.ran, "a tool call runs twice"
                 self.ran.add(call.id)
                 self.running.add(call.id)
-            case ev.CancelTool(call_id):
+            case cmd.CancelTool(call_id):
                 assert call_id in self.ran
                 self.running.discard(call_id)
-            case ev.StartReply(messages=messages):
+            case cmd.StartReply(messages=messages):
                 check_messages(messages)
-            case ev.ReplyStarted(reply_id, _, in_history):
+            case note.ReplyStarted(reply_id, _, in_history):
                 assert reply_id not in self.open
                 assert reply_id not in self.done
                 if in_history:
                     assert not any(reply.in_history for reply in self.open.values()), "two replies at once"
                 self.open[reply_id] = output
-            case ev.ReplyItemAdded(reply_id, item):
+            case note.ReplyItemAdded(reply_id, item):
                 assert reply_id in self.open
                 if self.open[reply_id].in_history:
                     self.items.add(item.id)
-            case ev.ReplyTextAdded(reply_id, item_id, _, text):
+            case note.ReplyTextAdded(reply_id, item_id, _, text):
                 assert reply_id in self.open
                 self.spoken[item_id] = self.spoken.get(item_id, "") + text
-            case ev.Play(reply_id):
+            case cmd.Play(reply_id):
                 assert reply_id in self.open, "audio of a reply that nobody was told of, or that is over"
-            case ev.ReplyDone(reply_id):
+            case note.ReplyDone(reply_id):
                 del self.open[reply_id]
                 self.done.add(reply_id)
-            case ev.ItemAdded(item):
+            case note.ItemAdded(item):
                 self.items.add(item.id)
-            case ev.ItemDeleted(item_id):
+            case note.ItemDeleted(item_id):
                 self.deleted.add(item_id)
-            case ev.TurnTimed():
+            case note.TurnTimed():
                 assert min(output.endpoint, output.first_audio) >= 0
                 assert output.first_token <= output.first_audio
 
@@ -120,7 +122,7 @@ class Watch:
             assert len(speculation.events) <= MOST_EVENTS
             assert speculation.seconds <= 2 * speculation.limit
             assert speculation.version == context.version
-        if controller.state is ev.State.SILENCE:
+        if controller.state is note.State.SILENCE:
             assert not self.controller.playback.audible(self.now)
         assert all(start >= controller.keep_from for start in self.listening.values())
         ends_at = controller.playback.ends_at
@@ -198,7 +200,7 @@ class World:
         self.controller = Controller(self.settings, rate=RATE)
         self.watch = Watch(self.controller)
         self.now = 0.0
-        self.log: list[tuple[float, ev.Output]] = []
+        self.log: list[tuple[float, note.Output]] = []
         self._heap: list[tuple[float, int, str, ev.Event]] = []
         self._numbers = itertools.count()
         self._windows = 0
@@ -237,28 +239,28 @@ class World:
             self.log.append((time, output))
             self._carry_out(output, time)
 
-    def _carry_out(self, output: ev.Output, now: float) -> None:
+    def _carry_out(self, output: note.Output, now: float) -> None:
         match output:
-            case ev.Transcribe(job=job, start=start, end=end) | ev.Overhear(job=job, start=start, end=end):
+            case cmd.Transcribe(job=job, start=start, end=end) | cmd.Overhear(job=job, start=start, end=end):
                 heard = [part.text for part in self.said if end is None or part.start < end]
                 begun = [part.text for part in self.said if start is not None and part.end <= start]
                 text = " ".join(heard[len(begun) :])
                 self.at(now + self.delays.stt, ev.Transcribed(job, text, "en"), job)
-            case ev.CancelTranscribe(job) | ev.CancelReply(job) | ev.CancelTool(job):
+            case cmd.CancelTranscribe(job) | cmd.CancelReply(job) | cmd.CancelTool(job):
                 self._cancelled.add(job)
-            case ev.StartReply():
+            case cmd.StartReply():
                 self._reply(output, now)
-            case ev.PauseReply(reply_id):
+            case cmd.PauseReply(reply_id):
                 self._waiting.setdefault(reply_id, [])
-            case ev.ResumeReply(reply_id) | ev.CommitReply(reply_id):
+            case cmd.ResumeReply(reply_id) | cmd.CommitReply(reply_id):
                 for _, event in self._waiting.pop(reply_id, []):
                     self.at(now, event, reply_id)
-            case ev.RunTool(call):
+            case cmd.RunTool(call):
                 self.at(now + self.delays.tool, ev.ToolFinished(call.id, self.run_tool(call)), call.id)
-            case ev.Summarise(job):
+            case cmd.Summarise(job):
                 self.at(now + self.delays.summary, ev.Summarised(job, "They talked."))
 
-    def _reply(self, start: ev.StartReply, now: float) -> None:
+    def _reply(self, start: cmd.StartReply, now: float) -> None:
         time = now + self.delays.ttft
         answer: Answer = [start.text] if start.text is not None else self.answer(start.messages)
         calls = False
@@ -280,7 +282,7 @@ class World:
     def all(self, kind: type) -> list:
         return [output for _, output in self.log if isinstance(output, kind)]
 
-    def first(self, kind: type) -> tuple[float, ev.Output]:
+    def first(self, kind: type) -> tuple[float, note.Output]:
         return next((time, output) for time, output in self.log if isinstance(output, kind))
 
     def history(self) -> list[tuple[str, str]]:

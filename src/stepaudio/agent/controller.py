@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import Context, Fold, MessageItem, estimate_tokens
 from stepaudio.agent.listening import Listener
 from stepaudio.agent.playback import Playback
@@ -35,13 +37,13 @@ class Controller:
         count_tokens: Callable[[str], int] = estimate_tokens,
     ) -> None:
         self.settings = settings or Settings()
-        self.state = ev.State.SILENCE
+        self.state = note.State.SILENCE
         self.context = Context(self.settings.context, count_tokens=count_tokens)
         self.context.instructions = self.settings.instructions
         self.playback = Playback(rate, lag)
         numbers = itertools.count(1)
         self._new_id = new_id or (lambda kind: f"{kind}_{next(numbers)}")
-        self._output: list[ev.Output] = []
+        self._output: list[note.Output] = []
         self._replies = Replies(self.settings, self.context, self.playback, self._new_id, self._output.append)
         self._listener = Listener(
             self.settings, self.context, self.playback, self._replies, self._new_id, self._output.append
@@ -54,7 +56,7 @@ class Controller:
 
     # ------------------------------------------------------------ for the session
 
-    def handle(self, event: ev.Event, now: float) -> list[ev.Output]:
+    def handle(self, event: ev.Event, now: float) -> list[note.Output]:
         """Take an event; returns commands and notices in the order in which they are to be carried out and told.
 
         Raises RequestError when a request of the client does not fit; nothing has changed then.
@@ -133,13 +135,13 @@ class Controller:
             case ev.ClearInput():
                 listener.clear_input(now)
             case ev.CreateItem(item, after):
-                self._output.append(ev.ItemAdded(item, self.context.add(item, after)))
+                self._output.append(note.ItemAdded(item, self.context.add(item, after)))
                 if isinstance(item, MessageItem) and item.text is None:
                     listener.hear_item(item.id, now)
             case ev.DeleteItem(item_id):
                 for item in self.context.delete(item_id):
                     replies.forget(item, now)
-                    self._output.append(ev.ItemDeleted(item.id))
+                    self._output.append(note.ItemDeleted(item.id))
                 listener.forget(item_id)
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
@@ -171,9 +173,9 @@ class Controller:
             position = self._listener.detector.position
             previous = self.context.add(item)
             self._output += [
-                ev.InputTimeout(item.id, min(self._listener.input_start, position), position),
-                ev.InputCommitted(item.id, previous),
-                ev.ItemAdded(item, previous),
+                note.InputTimeout(item.id, min(self._listener.input_start, position), position),
+                note.InputCommitted(item.id, previous),
+                note.ItemAdded(item, previous),
             ]
             self._replies.want()
 
@@ -193,13 +195,13 @@ class Controller:
             replies.pump()
         self._summarise()
         state = listener.state
-        if state is ev.State.SILENCE and replies.busy(now):
-            state = ev.State.BOT_REPLYING
+        if state is note.State.SILENCE and replies.busy(now):
+            state = note.State.BOT_REPLYING
         if state is not self.state:
-            fell_silent = (self.state, state) == (ev.State.BOT_REPLYING, ev.State.SILENCE)
+            fell_silent = (self.state, state) == (note.State.BOT_REPLYING, note.State.SILENCE)
             self._idle_since = now if fell_silent else None
             self.state = state
-            self._output.append(ev.StateChanged(state))
+            self._output.append(note.StateChanged(state))
 
     def _summarise(self) -> None:
         """Keep the history inside its budget. A summary waits while a speculation relies on the history as it is."""
@@ -212,4 +214,4 @@ class Controller:
             fold = self.context.fold()
             if fold is not None:
                 self._fold = (self._new_id("job"), fold)
-                self._output.append(ev.Summarise(self._fold[0], fold.messages))
+                self._output.append(cmd.Summarise(self._fold[0], fold.messages))

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from stepaudio.agent import events as ev
+from stepaudio.agent import commands as cmd
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import Context, MessageItem
 from stepaudio.agent.errors import RequestError
 from stepaudio.agent.playback import Playback
@@ -83,7 +84,7 @@ class Listener:
         playback: Playback,
         replies: Replies,
         new_id: Callable[[str], str],
-        out: Callable[[ev.Output], None],
+        out: Callable[[note.Output], None],
     ) -> None:
         self.settings = settings
         self.context = context
@@ -106,11 +107,11 @@ class Listener:
         return not self.pending and (self.turn is None or not self.turn.confirmed)
 
     @property
-    def state(self) -> ev.State:
+    def state(self) -> note.State:
         """The state of the conversation as far as the user makes it."""
         if self.turn is not None and self.turn.confirmed:
-            return ev.State.USER_PAUSED if self.detector.phase == "paused" else ev.State.USER_SPEAKING
-        return ev.State.BOT_REPLYING if any(turn.reply for turn in self.pending.values()) else ev.State.SILENCE
+            return note.State.USER_PAUSED if self.detector.phase == "paused" else note.State.USER_SPEAKING
+        return note.State.BOT_REPLYING if any(turn.reply for turn in self.pending.values()) else note.State.SILENCE
 
     @property
     def keep_from(self) -> float:
@@ -181,7 +182,7 @@ class Listener:
         """This is a turn, whatever the agent is doing."""
         assert self.settings.turn is not None
         turn.confirmed = True
-        self._out(ev.SpeechStarted(turn.item_id, turn.start))
+        self._out(note.SpeechStarted(turn.item_id, turn.start))
         if self.settings.turn.interrupt_response and self._replies.busy(now):
             turn.owed = self._replies.interrupt(now)
         if self._may_speculate:
@@ -193,12 +194,12 @@ class Listener:
         assert config is not None
         turn.end, turn.spoke_until, turn.voiced = at, now - self.detector.silence, self.detector.voiced
         if turn.confirmed:
-            self._out(ev.SpeechPaused(turn.item_id, at))
+            self._out(note.SpeechPaused(turn.item_id, at))
         if config.adaptive or not turn.confirmed or self._may_speculate:
             self._want_text(turn, now)
         if self.settings.acoustic:
             turn.score_job = self._new_id("job")
-            self._out(ev.Score(turn.score_job, turn.start, self.detector.position))
+            self._out(cmd.Score(turn.score_job, turn.start, self.detector.position))
 
     def _on_resumed(self, at: float) -> None:
         turn = self.turn
@@ -206,7 +207,7 @@ class Listener:
         self._forget_text(turn)
         self._replies.suspend()
         if turn.confirmed:
-            self._out(ev.SpeechResumed(turn.item_id, at))
+            self._out(note.SpeechResumed(turn.item_id, at))
 
     def _on_ended(self, end: float, now: float) -> None:
         turn = self.turn
@@ -229,13 +230,13 @@ class Listener:
         config = self.settings.turn
         if config is not None:
             turn.reply = config.create_response
-            self._out(ev.SpeechStopped(turn.item_id, turn.end))
+            self._out(note.SpeechStopped(turn.item_id, turn.end))
         self.input_start = turn.end
         item = MessageItem(turn.item_id, "user", None, seconds=turn.end - turn.start, status="in_progress")
         with self._replies.own_change():
             previous = self.context.add(item)
-        self._out(ev.InputCommitted(item.id, previous))
-        self._out(ev.ItemAdded(item, previous))
+        self._out(note.InputCommitted(item.id, previous))
+        self._out(note.ItemAdded(item, previous))
         if turn.transcript is not None:
             self._finish(turn, now)
         else:
@@ -246,7 +247,7 @@ class Listener:
         replies, text = self._replies, turn.transcript or ""
         with replies.own_change():
             item = self.context.update(turn.item_id, text=text, status="completed")
-        self._out(ev.TranscriptDone(item.id, text, turn.language, item.seconds))
+        self._out(note.TranscriptDone(item.id, text, turn.language, item.seconds))
         speculation = replies.speculation
         if speculation is not None and speculation.user.id == turn.item_id:
             if text and turn.reply and speculation.answers(text, self.context.version):
@@ -266,7 +267,7 @@ class Listener:
         self.turn = None
         self._stop_overhearing(turn)
         if turn.transcript:
-            self._out(ev.Backchannel(turn.transcript))
+            self._out(note.Backchannel(turn.transcript))
 
     # ------------------------------------------------------------ transcripts and scores
 
@@ -277,7 +278,7 @@ class Listener:
         start = None if own_audio else turn.start
         end = None if own_audio else min(turn.end + tail, self.detector.position)
         language, hint = self.settings.language, self.settings.hint
-        self._out(ev.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
+        self._out(cmd.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
 
     def _overhear(self, turn: _Turn) -> None:
         """Get to know what is said before it is over."""
@@ -285,17 +286,17 @@ class Listener:
             turn.overheard, turn.overheard_to = self.detector.voiced, self.detector.position
             turn.overhear_job, turn.overheard_text = self._new_id("job"), None
             span = turn.start, turn.overheard_to
-            self._out(ev.Overhear(turn.overhear_job, *span, self.settings.language, self.settings.hint))
+            self._out(cmd.Overhear(turn.overhear_job, *span, self.settings.language, self.settings.hint))
 
     def _on_overheard(self, turn: _Turn, text: str, language: str | None) -> None:
         turn.overhear_job, turn.overheard_text = None, (text, language)
         if text and turn.text_job is None and turn.transcript is None:
-            self._out(ev.TranscriptPartial(turn.item_id, text))
+            self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(settled(text))
 
     def _stop_overhearing(self, turn: _Turn) -> None:
         if turn.overhear_job is not None:
-            self._out(ev.CancelTranscribe(turn.overhear_job))
+            self._out(cmd.CancelTranscribe(turn.overhear_job))
         turn.overhear_job = turn.overheard_text = None
 
     def _want_text(self, turn: _Turn, now: float) -> None:
@@ -314,13 +315,13 @@ class Listener:
             self._ask_text(turn, final=True, own_audio=own_audio)
         if len(self.pending) > _MOST_PENDING:
             oldest = next(iter(self.pending.values()))
-            self._out(ev.CancelTranscribe(oldest.text_job or ""))
+            self._out(cmd.CancelTranscribe(oldest.text_job or ""))
             self._fail(oldest, "The transcriber does not keep up.", now)
 
     def _forget_text(self, turn: _Turn) -> None:
         """The user goes on: what was known of the words, and how finished they looked, is out of date."""
         if turn.text_job is not None:
-            self._out(ev.CancelTranscribe(turn.text_job))
+            self._out(cmd.CancelTranscribe(turn.text_job))
         self._stop_overhearing(turn)
         turn.text_job = turn.score_job = turn.words_job = turn.transcript = None
         turn.scores.clear()
@@ -347,8 +348,8 @@ class Listener:
             if turn.over:
                 self._close(turn, now)
                 return
-            self._out(ev.SpeechPaused(turn.item_id, turn.end))
-        self._out(ev.TranscriptPartial(turn.item_id, text))
+            self._out(note.SpeechPaused(turn.item_id, turn.end))
+        self._out(note.TranscriptPartial(turn.item_id, text))
         score = self._scorer.score(None, text, language)
         if score is not None:
             self._score(turn, "text", score)
@@ -376,7 +377,7 @@ class Listener:
         del self.pending[turn.item_id]
         with self._replies.own_change():
             self.context.update(turn.item_id, text="", status="incomplete")
-        self._out(ev.TranscriptFailed(turn.item_id, message))
+        self._out(note.TranscriptFailed(turn.item_id, message))
         speculation = self._replies.speculation
         if speculation is not None and speculation.user.id == turn.item_id:
             self._replies.discard("failed", now)
@@ -474,7 +475,7 @@ class Listener:
         """Drop the turn."""
         self._abandon_turn(now)
         self.input_start = self.detector.position
-        self._out(ev.InputCleared())
+        self._out(note.InputCleared())
 
     def _abandon_turn(self, now: float) -> None:
         turn, self.turn = self.turn, None

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, Context, Item, MessageItem, OutputItem
 from stepaudio.agent.playback import Playback
 from stepaudio.agent.speculation import NO_USAGE, Reply, TurnClock
@@ -27,7 +29,7 @@ class Publisher:
         playback: Playback,
         tools: ToolLedger,
         new_id: Callable[[str], str],
-        out: Callable[[ev.Output], None],
+        out: Callable[[note.Output], None],
     ) -> None:
         self.context = context
         self.playback = playback
@@ -51,18 +53,18 @@ class Publisher:
             self.active = reply
         start, options = reply.start, reply.options
         most = start.sampling.max_tokens
-        self._out(ev.ReplyStarted(reply.id, start.speak, options.in_history, options.metadata, start.voice, most))
+        self._out(note.ReplyStarted(reply.id, start.speak, options.in_history, options.metadata, start.voice, most))
 
     def cancel(self, reply: Reply, reason: str) -> None:
         """End a reply before its time."""
-        self._out(ev.CancelReply(reply.id))
+        self._out(cmd.CancelReply(reply.id))
         self._end(reply, "cancelled", reason)
 
     def silence(self, now: float) -> None:
         """Stop the playback; what was cut short ends where it was heard to."""
         cut = self.playback.stop(now)
         if cut or self.active is not None:
-            self._out(ev.StopPlayback())
+            self._out(cmd.StopPlayback())
         for item_id, seconds in cut:
             self.cut(item_id, seconds, "playback")
 
@@ -75,7 +77,7 @@ class Publisher:
                 self._change(reply, replace(reply.message, text=text, seconds=seconds, status="incomplete"))
         if item_id in self.context:
             self.context.update(item_id, text=text, seconds=seconds, status="incomplete")
-        self._out(ev.ItemTruncated(item_id, seconds, text, by))
+        self._out(note.ItemTruncated(item_id, seconds, text, by))
 
     def publish(self, reply: Reply, event: ev.ReplyEvent, now: float) -> None:
         """Let an event of a reply take effect."""
@@ -98,18 +100,18 @@ class Publisher:
         self.owing.pop(event.call_id, None)
         if self.context.awaits(event.call_id):
             item = OutputItem(self._new_id("item"), event.call_id, event.output, failed=event.failed)
-            self._out(ev.ItemAdded(item, self.context.add(item)))
+            self._out(note.ItemAdded(item, self.context.add(item)))
 
     def run(self, calls: list[tuple[ToolCall, float]]) -> None:
         """Have tool calls run, each with its timeout."""
         for call, timeout in calls:
-            self._out(ev.RunTool(call, timeout))
+            self._out(cmd.RunTool(call, timeout))
 
     def _publish_text(self, reply: Reply, text: str, now: float) -> None:
         item = self._message(reply)
         item = replace(item, text=(item.text or "") + text)
         self._change(reply, item)
-        self._out(ev.ReplyTextAdded(reply.id, item.id, reply.items.index(item), text))
+        self._out(note.ReplyTextAdded(reply.id, item.id, reply.items.index(item), text))
         if reply.start.speak:
             self.playback.write(item.id, item.text or "")
         else:
@@ -119,7 +121,7 @@ class Publisher:
         item = self._message(reply)
         self.playback.append(item.id, speech, now)
         self._change(reply, replace(item, seconds=self.playback.tracks[item.id].seconds))
-        self._out(ev.Play(reply.id, item.id, speech))
+        self._out(cmd.Play(reply.id, item.id, speech))
         self._time(reply, now)
 
     def _publish_call(self, reply: Reply, call: ToolCall, now: float) -> None:
@@ -127,7 +129,7 @@ class Publisher:
         server = None if spec.client_side else spec.server
         item = CallItem(self._new_id("item"), call, reply_id=reply.id, server=server)
         self._add(reply, item)
-        self._out(ev.ReplyItemDone(reply.id, item, len(reply.items) - 1))
+        self._out(note.ReplyItemDone(reply.id, item, len(reply.items) - 1))
         if spec.client_side:
             reply.client_calls = True
         else:
@@ -145,7 +147,7 @@ class Publisher:
     def _add(self, reply: Reply, item: Item) -> None:
         previous = self.context.add(item) if reply.options.in_history else None
         reply.items.append(item)
-        self._out(ev.ReplyItemAdded(reply.id, item, len(reply.items) - 1, previous))
+        self._out(note.ReplyItemAdded(reply.id, item, len(reply.items) - 1, previous))
 
     def _change(self, reply: Reply, item: MessageItem) -> None:
         """Replace the reply's message, in the history too if it is there."""
@@ -169,13 +171,13 @@ class Publisher:
                 item = replace(item, text=track.heard(track.seconds) if track else "")
             final = replace(item, status="completed" if status == "completed" else "incomplete")
             self._change(reply, final)
-            self._out(ev.ReplyItemDone(reply.id, final, reply.items.index(final)))
+            self._out(note.ReplyItemDone(reply.id, final, reply.items.index(final)))
         reply.ended = True
         del self.live[reply.id]
         if self.active is reply:
             self.active = None
         items = tuple(reply.items)
-        self._out(ev.ReplyDone(reply.id, status, reason, items, usage, error, reply.options.metadata))
+        self._out(note.ReplyDone(reply.id, status, reason, items, usage, error, reply.options.metadata))
 
     def _time(self, reply: Reply, now: float) -> None:
         """Report the latency of the turn with the first thing that the user gets of its reply."""
@@ -184,7 +186,7 @@ class Publisher:
             zero = clock.speech_end
             first_text = now if reply.first_text is None else reply.first_text
             self._out(
-                ev.TurnTimed(
+                note.TurnTimed(
                     clock.item_id,
                     reply.id,
                     clock.decided - zero,

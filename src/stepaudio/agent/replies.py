@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, Context, Item, MessageItem
 from stepaudio.agent.errors import RequestError
 from stepaudio.agent.playback import Playback
@@ -40,7 +42,7 @@ class Replies:
         context: Context,
         playback: Playback,
         new_id: Callable[[str], str],
-        out: Callable[[ev.Output], None],
+        out: Callable[[note.Output], None],
     ) -> None:
         self.settings = settings
         self.context = context
@@ -136,7 +138,7 @@ class Replies:
         elif text is None:
             messages = self.context.render(extra, instructions=options.instructions)
         choice = session.tool_choice if options.tool_choice is None else options.tool_choice
-        start = ev.StartReply(
+        start = cmd.StartReply(
             reply_id=self._new_id("resp"),
             messages=tuple(messages),
             tools=tuple(spec.tool for spec in specs.values()),
@@ -196,7 +198,7 @@ class Replies:
     def tick(self, now: float, floor_free: bool) -> None:
         """Time out tools; say a filler when one keeps everybody waiting."""
         for call_id in self.tools.expired(now):
-            self._out(ev.CancelTool(call_id))
+            self._out(cmd.CancelTool(call_id))
             self.on_tool(ev.ToolFailed(call_id, "The tool did not answer in time."), now)
         if self.filler_at is None or now < self.filler_at:
             return
@@ -230,7 +232,7 @@ class Replies:
         the sentence is over."""
         if self.active is None and not self._owes and (job or self.speculation is None) and self.throttle.allows(1.0):
             tools = () if self.settings.tool_choice == "none" else self.settings.tools
-            self._out(ev.Warm(tuple(self.context.render()), tuple(spec.tool for spec in tools), words, job))
+            self._out(cmd.Warm(tuple(self.context.render()), tuple(spec.tool for spec in tools), words, job))
 
     def suspend(self) -> None:
         """The user speaks again: keep what there is, do no more."""
@@ -246,7 +248,7 @@ class Replies:
         speculation.suspended = False
         if speculation.waiting and not speculation.full:
             speculation.waiting = False
-            self._out(ev.ResumeReply(speculation.reply.id))
+            self._out(cmd.ResumeReply(speculation.reply.id))
         self._go_on(speculation)
 
     def discard(self, reason: Reason, now: float) -> None:
@@ -254,24 +256,24 @@ class Replies:
         if speculation is None:
             return
         if not speculation.complete:
-            self._out(ev.CancelReply(speculation.reply.id))
+            self._out(cmd.CancelReply(speculation.reply.id))
         self._drop_calls(speculation.call_ids, now)
         self.statistics.discarded[reason] += 1
         self.statistics.wasted_tokens += speculation.tokens
         self.statistics.wasted_seconds += speculation.seconds
         lead = now - speculation.started
-        self._out(ev.Speculated(False, reason, lead, speculation.tokens, speculation.seconds))
+        self._out(note.Speculated(False, reason, lead, speculation.tokens, speculation.seconds))
 
     def commit(self, clock: TurnClock, now: float) -> None:
         """The turn is over and the speculation answers it: publish all of it now."""
         speculation, self.speculation = self.speculation, None
         assert speculation is not None
         if not speculation.complete:
-            self._out(ev.CommitReply(speculation.reply.id))
+            self._out(cmd.CommitReply(speculation.reply.id))
         lead = now - speculation.started
         self.statistics.committed += 1
         self.statistics.lead += lead
-        self._out(ev.Speculated(True, "", lead, speculation.tokens, speculation.seconds))
+        self._out(note.Speculated(True, "", lead, speculation.tokens, speculation.seconds))
         self._wanted, self._publisher.clock, self._rounds = None, clock, len(speculation.replies) - 1
         replies = {reply.id: reply for reply in speculation.replies}
         for event in speculation.events:
@@ -305,7 +307,7 @@ class Replies:
     def _wait(self, speculation: Speculation) -> None:
         if not speculation.waiting and not speculation.complete:
             speculation.waiting = True
-            self._out(ev.PauseReply(speculation.reply.id))
+            self._out(cmd.PauseReply(speculation.reply.id))
 
     def _go_on(self, speculation: Speculation) -> None:
         """Make the next reply inside the speculation when the last one's tools have answered."""
@@ -380,7 +382,7 @@ class Replies:
 
     def _drop_calls(self, call_ids: set[str], now: float) -> None:
         for call_id in self.tools.drop(call_ids):
-            self._out(ev.CancelTool(call_id))
+            self._out(cmd.CancelTool(call_id))
         self._publisher.run(self.tools.start(now))
 
     def _follow(self, reply: Reply, now: float) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from itertools import chain
 from typing import Any, Protocol
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.audio.vad import SileroVad
 from stepaudio.errors import TextError
@@ -36,7 +37,7 @@ class Models(Protocol):
 
 def make_reply(
     models: Models,
-    start: ev.StartReply,
+    start: cmd.StartReply,
     *,
     language: str | None,
     go: threading.Event,
@@ -60,7 +61,7 @@ class _Work:
     def __init__(
         self,
         models: Models,
-        start: ev.StartReply,
+        start: cmd.StartReply,
         language: str | None,
         go: threading.Event,
         aloud: threading.Event,

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.controller import Controller
 from stepaudio.agent.replying import Models, make_reply
 from stepaudio.agent.ring import InputRing
@@ -70,7 +72,7 @@ class Session:
         self,
         models: Models,
         scheduler: Scheduler,
-        emit: Callable[[ev.Output], None],
+        emit: Callable[[note.Output], None],
         *,
         settings: Settings | None = None,
         tools: ToolProvider | None = None,
@@ -98,7 +100,7 @@ class Session:
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
-        self._to_warm: ev.Warm | None = None
+        self._to_warm: cmd.Warm | None = None
         self._tool_threads = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
@@ -152,41 +154,41 @@ class Session:
 
     # ------------------------------------------------------------ carrying out commands
 
-    def _carry_out(self, output: ev.Output) -> None:
+    def _carry_out(self, output: note.Output) -> None:
         match output:
-            case ev.Transcribe():
+            case cmd.Transcribe():
                 self._transcribing[output.job] = output.item_id
                 self._start(output.job, self._transcribe(output))
-            case ev.Overhear():
+            case cmd.Overhear():
                 self._start(output.job, self._overhear(output))
-            case ev.Warm():
+            case cmd.Warm():
                 self._to_warm = output
                 if _WARMING not in self._work:
                     self._start(_WARMING, self._warm())
-            case ev.Score():
+            case cmd.Score():
                 self._start(output.job, self._score(output))
-            case ev.StartReply():
+            case cmd.StartReply():
                 self._start_reply(output)
-            case ev.RunTool(call):
+            case cmd.RunTool(call):
                 self._start(call.id, self._run_tool(call))
-            case ev.Summarise():
+            case cmd.Summarise():
                 self._start(output.job, self._summarise(output))
-            case ev.PauseReply(reply_id) if reply_id in self._going:
+            case cmd.PauseReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].clear()
-            case ev.ResumeReply(reply_id) if reply_id in self._going:
+            case cmd.ResumeReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].set()
-            case ev.CommitReply(reply_id) if reply_id in self._going:
+            case cmd.CommitReply(reply_id) if reply_id in self._going:
                 self._stop_warming()
                 self._going[reply_id].set()
                 self._tickets[reply_id].hurry()
-            case ev.CancelReply(key) | ev.CancelTranscribe(key) | ev.CancelTool(key) if key in self._work:
+            case cmd.CancelReply(key) | cmd.CancelTranscribe(key) | cmd.CancelTool(key) if key in self._work:
                 self._work[key].cancel()
-            case ev.InputCommitted(item_id):
+            case note.InputCommitted(item_id):
                 self._hurry_transcript(item_id)
                 self._emit(output)
-            case ev.Play() | ev.StopPlayback():
+            case cmd.Play() | cmd.StopPlayback():
                 self._emit(output)
-            case _ if not isinstance(output, ev.Command):
+            case _ if not isinstance(output, cmd.Command):
                 self._emit(output)
 
     def _start(self, key: str, work: Coroutine[Any, Any, None]) -> None:
@@ -229,7 +231,7 @@ class Session:
 
     # ------------------------------------------------------------ hearing
 
-    async def _transcribe(self, command: ev.Transcribe) -> None:
+    async def _transcribe(self, command: cmd.Transcribe) -> None:
         if command.start is None or command.end is None:
             samples = self._attached.pop(command.item_id)
         else:
@@ -245,7 +247,7 @@ class Session:
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
 
-    async def _overhear(self, command: ev.Overhear) -> None:
+    async def _overhear(self, command: cmd.Overhear) -> None:
         if not self._scheduler.hearing.free:
             self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
             return
@@ -258,7 +260,7 @@ class Session:
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
 
-    def _hear(self, command: ev.Transcribe | ev.Overhear, samples: Samples, cancel: threading.Event) -> Transcript:
+    def _hear(self, command: cmd.Transcribe | cmd.Overhear, samples: Samples, cancel: threading.Event) -> Transcript:
         turn = PartialTranscriber(self._models.transcriber, language=command.language, prompt=command.hint)
         turn.push(samples)
         return turn.flush(cancel)
@@ -267,7 +269,7 @@ class Session:
         ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
         return ticket
 
-    async def _score(self, command: ev.Score) -> None:
+    async def _score(self, command: cmd.Score) -> None:
         start = max(command.start, command.end - _SCORED_SECONDS)
         samples = self._ring.read(int(start * RATE), int(command.end * RATE))
         try:
@@ -280,7 +282,7 @@ class Session:
 
     # ------------------------------------------------------------ replying
 
-    def _start_reply(self, start: ev.StartReply) -> None:
+    def _start_reply(self, start: cmd.StartReply) -> None:
         going = self._going[start.reply_id] = threading.Event()
         going.set()
         aloud = threading.Event()
@@ -340,7 +342,7 @@ class Session:
                 if command.job is not None:
                     self.handle(ev.Scored(command.job, ends))
 
-    def _read_ahead(self, command: ev.Warm, cancel: threading.Event) -> float | None:
+    def _read_ahead(self, command: cmd.Warm, cancel: threading.Event) -> float | None:
         return self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
 
     def _stop_warming(self) -> None:
@@ -399,7 +401,7 @@ class Session:
         threading.Thread(target=work, name="stepaudio-tool", daemon=True).start()
         return await answer
 
-    async def _summarise(self, command: ev.Summarise) -> None:
+    async def _summarise(self, command: cmd.Summarise) -> None:
         def write(cancel: threading.Event) -> str:
             sampling = Sampling(max_tokens=256)
             events = self._models.responder.respond(command.messages, sampling=sampling, cancel=cancel)

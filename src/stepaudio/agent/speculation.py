@@ -10,6 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
+from stepaudio.agent.commands import StartReply
 from stepaudio.agent.context import CallItem, Item, MessageItem, OutputItem, estimate_tokens
 from stepaudio.agent.events import (
     ReplyCall,
@@ -17,7 +18,6 @@ from stepaudio.agent.events import (
     ReplyFinished,
     ReplySpeech,
     ReplyText,
-    StartReply,
     ToolFinished,
 )  # fmt: skip
 from stepaudio.agent.settings import ReplyOptions

@@ -15,8 +15,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from stepaudio.agent import commands as cmd
 from stepaudio.agent import context
 from stepaudio.agent import events as ev
+from stepaudio.agent import notices as note
 from stepaudio.agent.errors import RequestError
 from stepaudio.agent.replying import Models
 from stepaudio.agent.scheduler import Scheduler
@@ -46,7 +48,7 @@ class Media(Protocol):
     """What plays the agent's audio where that does not go out as events. It knows when audio is heard, and says so by
     `Played`."""
 
-    def play(self, play: ev.Play) -> None:
+    def play(self, play: cmd.Play) -> None:
         """Behind what is there already."""
 
     def finish(self, reply_id: str) -> None:
@@ -228,15 +230,15 @@ class Connection:
 
     # ------------------------------------------------------------ what the client is told
 
-    def _tell(self, output: ev.Output) -> None:
-        if isinstance(output, ev.StopPlayback):
+    def _tell(self, output: note.Output) -> None:
+        if isinstance(output, cmd.StopPlayback):
             self._drop_audio()
-        elif isinstance(output, ev.Play) and self._media is not None:
+        elif isinstance(output, cmd.Play) and self._media is not None:
             self._media.play(output)
             return
         for event in self._encoder.encode(output):
             self._send(event)
-        if isinstance(output, ev.ReplyDone) and self._media is not None:
+        if isinstance(output, note.ReplyDone) and self._media is not None:
             self._media.finish(output.reply_id)
 
     def tell(self, type: str, **fields: Any) -> None:

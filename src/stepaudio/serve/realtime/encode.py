@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from stepaudio.agent import events as ev
+from stepaudio.agent import commands as cmd
+from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, MessageItem, OutputItem
 from stepaudio.serve.realtime.config import SessionConfig, shown_tokens
 from stepaudio.serve.realtime.formats import AudioEncoder
@@ -56,7 +57,7 @@ class Encoder:
         self._results: dict[str, str] = {}
         """Results of calls that are run here have no item in the protocol: the call's stands for theirs."""
 
-    def encode(self, output: ev.Output) -> Iterator[Json]:
+    def encode(self, output: note.Output) -> Iterator[Json]:
         """The events that tell of it, none for what the protocol has no word for."""
         for event in self._events(output):
             if (previous := event.get("previous_item_id")) in self._results:
@@ -67,27 +68,27 @@ class Encoder:
         """An event with an id."""
         return {"type": type, "event_id": self._new_id("event"), **fields}
 
-    def _events(self, output: ev.Output) -> Iterator[Json]:
+    def _events(self, output: note.Output) -> Iterator[Json]:
         match output:
-            case ev.Play():
+            case cmd.Play():
                 yield from self._audio(output)
-            case ev.ReplyTextAdded():
+            case note.ReplyTextAdded():
                 yield from self._text(output)
-            case ev.ReplyStarted():
+            case note.ReplyStarted():
                 yield from self._started(output)
-            case ev.ReplyItemAdded():
+            case note.ReplyItemAdded():
                 yield from self._item_added(output)
-            case ev.ReplyItemDone(item=MessageItem() as item):
+            case note.ReplyItemDone(item=MessageItem() as item):
                 yield from self._message_done(output, item)
-            case ev.ReplyItemDone(item=CallItem() as item) if item.server is not None:
+            case note.ReplyItemDone(item=CallItem() as item) if item.server is not None:
                 yield from self._call_here(output, item)
-            case ev.ReplyItemDone(item=CallItem() as item):
+            case note.ReplyItemDone(item=CallItem() as item):
                 yield from self._call_done(output, item)
-            case ev.ItemAdded(item=OutputItem() as item) if item.call_id in self._calls_here:
+            case note.ItemAdded(item=OutputItem() as item) if item.call_id in self._calls_here:
                 yield from self._call_here_done(item)
-            case ev.ReplyDone():
+            case note.ReplyDone():
                 yield from self._done(output)
-            case ev.TranscriptDone() | ev.TranscriptFailed():
+            case note.TranscriptDone() | note.TranscriptFailed():
                 if self.config.tells_transcripts:
                     yield from _transcript(output)
             case _:
@@ -97,36 +98,36 @@ class Encoder:
 
     # ------------------------------------------------------------ the user's side
 
-    def _input(self, output: ev.Output) -> Iterator[Json]:
+    def _input(self, output: note.Output) -> Iterator[Json]:
         match output:
-            case ev.SpeechStarted(item_id, start):
+            case note.SpeechStarted(item_id, start):
                 yield {
                     "type": "input_audio_buffer.speech_started",
                     "item_id": item_id,
                     "audio_start_ms": _ms(start),
                 }
-            case ev.SpeechStopped(item_id, end):
+            case note.SpeechStopped(item_id, end):
                 yield {"type": "input_audio_buffer.speech_stopped", "item_id": item_id, "audio_end_ms": _ms(end)}
-            case ev.InputCommitted(item_id, previous):
+            case note.InputCommitted(item_id, previous):
                 yield {"type": "input_audio_buffer.committed", "item_id": item_id, "previous_item_id": previous}
-            case ev.InputCleared():
+            case note.InputCleared():
                 yield {"type": "input_audio_buffer.cleared"}
-            case ev.InputTimeout(item_id, start, end):
+            case note.InputTimeout(item_id, start, end):
                 yield {
                     "type": "input_audio_buffer.timeout_triggered",
                     "item_id": item_id,
                     "audio_start_ms": _ms(start),
                     "audio_end_ms": _ms(end),
                 }
-            case ev.ItemAdded(item, previous):
+            case note.ItemAdded(item, previous):
                 shown = item_json(item)
                 yield {"type": "conversation.item.added", "item": shown, "previous_item_id": previous}
                 yield {"type": "conversation.item.done", "item": shown, "previous_item_id": previous}
-            case ev.ItemDeleted(item_id) if item_id in self._results:
+            case note.ItemDeleted(item_id) if item_id in self._results:
                 del self._results[item_id]
-            case ev.ItemDeleted(item_id):
+            case note.ItemDeleted(item_id):
                 yield {"type": "conversation.item.deleted", "item_id": item_id}
-            case ev.ItemTruncated(item_id, seconds, _, by) if by == "client" or self._rate is None:
+            case note.ItemTruncated(item_id, seconds, _, by) if by == "client" or self._rate is None:
                 yield {
                     "type": "conversation.item.truncated",
                     "item_id": item_id,
@@ -136,7 +137,7 @@ class Encoder:
 
     # ------------------------------------------------------------ the agent's side
 
-    def _started(self, notice: ev.ReplyStarted) -> Iterator[Json]:
+    def _started(self, notice: note.ReplyStarted) -> Iterator[Json]:
         config = self.config
         shown: Json = {
             "id": notice.reply_id,
@@ -154,7 +155,7 @@ class Encoder:
         self._responses[notice.reply_id] = _Response(shown, notice.speak, notice.in_history)
         yield {"type": "response.created", "response": shown}
 
-    def _item_added(self, notice: ev.ReplyItemAdded) -> Iterator[Json]:
+    def _item_added(self, notice: note.ReplyItemAdded) -> Iterator[Json]:
         response, item = self._responses[notice.reply_id], notice.item
         shown = item_json(item, spoken=response.spoken)
         if "status" in shown:
@@ -178,13 +179,13 @@ class Encoder:
                 "part": _part("", response.spoken),
             }
 
-    def _text(self, notice: ev.ReplyTextAdded) -> Iterator[Json]:
+    def _text(self, notice: note.ReplyTextAdded) -> Iterator[Json]:
         spoken = self._responses[notice.reply_id].spoken
         name = "output_audio_transcript" if spoken else "output_text"
         place = _place(notice.reply_id, notice.item_id, notice.index)
         yield {"type": f"response.{name}.delta", **place, "delta": notice.text}
 
-    def _audio(self, play: ev.Play) -> Iterator[Json]:
+    def _audio(self, play: cmd.Play) -> Iterator[Json]:
         response = self._responses[play.reply_id]
         assert response.audio is not None
         yield from self._deltas(response, play.reply_id, play.item_id, response.audio.push(play.speech.samples))
@@ -195,7 +196,7 @@ class Encoder:
         for piece in pieces:
             yield {"type": AUDIO_DELTA, **place, "delta": piece}
 
-    def _message_done(self, notice: ev.ReplyItemDone, item: MessageItem) -> Iterator[Json]:
+    def _message_done(self, notice: note.ReplyItemDone, item: MessageItem) -> Iterator[Json]:
         response, place = self._responses[notice.reply_id], _place(notice.reply_id, item.id, notice.index)
         text = item.text or ""
         if response.spoken:
@@ -208,7 +209,7 @@ class Encoder:
         yield {"type": "response.content_part.done", **place, "part": _part(text, response.spoken)}
         yield from self._item_done(notice)
 
-    def _call_done(self, notice: ev.ReplyItemDone, item: CallItem) -> Iterator[Json]:
+    def _call_done(self, notice: note.ReplyItemDone, item: CallItem) -> Iterator[Json]:
         arguments = json.dumps(dict(item.call.arguments), ensure_ascii=False)
         place = {"response_id": notice.reply_id, "item_id": item.id, "output_index": notice.index}
         place["call_id"] = item.call.id
@@ -221,7 +222,7 @@ class Encoder:
         }
         yield from self._item_done(notice)
 
-    def _call_here(self, notice: ev.ReplyItemDone, item: CallItem) -> Iterator[Json]:
+    def _call_here(self, notice: note.ReplyItemDone, item: CallItem) -> Iterator[Json]:
         """A call that is run here. The response ends without its result, which may take its time."""
         response = self._responses[notice.reply_id]
         shown = item_json(item)
@@ -245,7 +246,7 @@ class Encoder:
         shown = item_json(call.item, result=result)
         yield {"type": "conversation.item.done", "item": shown, "previous_item_id": call.previous}
 
-    def _item_done(self, notice: ev.ReplyItemDone) -> Iterator[Json]:
+    def _item_done(self, notice: note.ReplyItemDone) -> Iterator[Json]:
         response = self._responses[notice.reply_id]
         shown = item_json(notice.item, spoken=response.spoken)
         if response.in_history:
@@ -258,7 +259,7 @@ class Encoder:
             "item": shown,
         }
 
-    def _done(self, notice: ev.ReplyDone) -> Iterator[Json]:
+    def _done(self, notice: note.ReplyDone) -> Iterator[Json]:
         response = self._responses.pop(notice.reply_id)
         details: Json = {"type": notice.status}
         if notice.status == "failed":
@@ -287,10 +288,10 @@ def _ms(seconds: float) -> int:
     return round(seconds * 1000)
 
 
-def _transcript(notice: ev.TranscriptDone | ev.TranscriptFailed) -> Iterator[Json]:
+def _transcript(notice: note.TranscriptDone | note.TranscriptFailed) -> Iterator[Json]:
     name = "conversation.item.input_audio_transcription"
     place = {"item_id": notice.item_id, "content_index": 0}
-    if isinstance(notice, ev.TranscriptFailed):
+    if isinstance(notice, note.TranscriptFailed):
         error = {"type": "server_error", "code": "transcription_failed", "message": notice.message, "param": None}
         yield {"type": f"{name}.failed", **place, "error": error}
         return
@@ -322,22 +323,22 @@ def _usage(finish: Finish) -> Json:
 
 
 _EXTENSIONS: dict[type, str] = {
-    ev.StateChanged: "state.changed",
-    ev.SpeechPaused: "speech.paused",
-    ev.SpeechResumed: "speech.resumed",
-    ev.Backchannel: "backchannel",
-    ev.TranscriptPartial: "transcript.partial",
-    ev.ItemTruncated: "item.heard",
-    ev.Speculated: "speculation",
-    ev.TurnTimed: "turn.timed",
+    note.StateChanged: "state.changed",
+    note.SpeechPaused: "speech.paused",
+    note.SpeechResumed: "speech.resumed",
+    note.Backchannel: "backchannel",
+    note.TranscriptPartial: "transcript.partial",
+    note.ItemTruncated: "item.heard",
+    note.Speculated: "speculation",
+    note.TurnTimed: "turn.timed",
 }
 """Notices that go out as they are, as `stepaudio.NAME`, to clients that ask for them; times are in seconds."""
 
 
-def _extension(output: ev.Output) -> Iterator[Json]:
+def _extension(output: note.Output) -> Iterator[Json]:
     name = _EXTENSIONS.get(type(output))
     if name is not None:
         fields = asdict(output)
-        if isinstance(output, ev.StateChanged):
+        if isinstance(output, note.StateChanged):
             fields["state"] = output.state.value
         yield {"type": f"stepaudio.{name}", **fields}

@@ -19,7 +19,7 @@ from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 from numpy.typing import NDArray
 
-from stepaudio.agent import events as ev
+from stepaudio.agent import commands as cmd
 from stepaudio.audio.pcm import to_int16
 from stepaudio.audio.resample import Resampler
 
@@ -79,7 +79,7 @@ class Voice(MediaStreamTrack):
 
     # ------------------------------------------------------------ from the conversation
 
-    def play(self, play: ev.Play) -> None:
+    def play(self, play: cmd.Play) -> None:
         """Behind what is there already."""
         if self._item != (play.reply_id, play.item_id):
             self._end_item()
