@@ -1,9 +1,10 @@
 """How fast the language model generates: `stepaudio bench lm`.
 
-Everything runs in one process on the same random weights, in rounds: each round measures the machine's read
-bandwidth, over a buffer far larger than its caches, and a few decoding steps of every contender. Ratios are taken
-within a round, where what else the machine does hits all alike, and the median round counts. The contenders are this package in bfloat16 and int8 (int4 on a GPU) and the plain
-`transformers` Llama of the same shape in bfloat16 and float32, greedy, at batch 1 and 8, after a prompt.
+Everything runs in one process on the same random weights, in rounds: each round measures the machine's read bandwidth,
+over a buffer far larger than its caches, and a few decoding steps of every contender. Ratios are taken within a round,
+where what else the machine does hits all alike, and the median round counts. The contenders are this package in
+bfloat16 and int8 (int4 on a GPU) and the plain `transformers` Llama of the same shape in bfloat16 and float32, greedy,
+at batch 1 and 8, after a prompt.
 """
 
 from __future__ import annotations
