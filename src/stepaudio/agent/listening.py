@@ -14,6 +14,7 @@ from stepaudio.agent import commands as cmd
 from stepaudio.agent import notices as note
 from stepaudio.agent.context import Context, MessageItem
 from stepaudio.agent.errors import RequestError
+from stepaudio.agent.overhearing import Overhearing
 from stepaudio.agent.playback import Playback
 from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
@@ -30,8 +31,6 @@ from stepaudio.agent.wording import (
 )
 
 _SHORTEST_COMMIT = 0.1
-_OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
-"""Seconds of speech between transcripts while the user speaks, and when a gap invites one sooner."""
 _MOST_PENDING = 8
 """Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
 
@@ -50,13 +49,7 @@ class _Turn:
     language: str | None = None
     scores: dict[str, float] = field(default_factory=dict)
     text_job: str | None = None
-    overhear_job: str | None = None
-    overheard: float = 0.0
-    """Speech of this turn up to the last transcript that was asked for while it went on."""
-    overheard_to: float = 0.0
-    """Where the input ends that this transcript is of."""
-    overheard_text: tuple[str, str | None] | None = None
-    """This transcript and its language, once known."""
+    overhearing: Overhearing = field(default_factory=Overhearing)
     score_job: str | None = None
     words_job: str | None = None
     attempts: int = 0
@@ -161,11 +154,9 @@ class Listener:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
-        if turn.confirmed and self._may_speculate:
-            new = detector.voiced - turn.overheard
-            # A silent window may be the end: a transcript that is asked for now is there sooner than at the pause.
-            if new >= _OVERHEAR_EVERY or (new >= _OVERHEAR_LEAST and detector.silence > 0):
-                self._overhear(turn)
+        gap = detector.silence > 0
+        if turn.confirmed and self._may_speculate and turn.overhearing.due(detector.voiced, gap=gap):
+            self._overhear(turn)
 
     def _on_started(self, at: float, now: float) -> None:
         assert self.settings.turn is not None
@@ -282,30 +273,29 @@ class Listener:
 
     def _overhear(self, turn: _Turn) -> None:
         """Get to know what is said before it is over."""
-        if turn.overhear_job is None:
-            turn.overheard, turn.overheard_to = self.detector.voiced, self.detector.position
-            turn.overhear_job, turn.overheard_text = self._new_id("job"), None
-            span = turn.start, turn.overheard_to
-            self._out(cmd.Overhear(turn.overhear_job, *span, self.settings.language, self.settings.hint))
+        job, end = self._new_id("job"), self.detector.position
+        turn.overhearing.ask(job, self.detector.voiced, end)
+        self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))
 
     def _on_overheard(self, turn: _Turn, text: str, language: str | None) -> None:
-        turn.overhear_job, turn.overheard_text = None, (text, language)
+        turn.overhearing.take(text, language)
         if text and turn.text_job is None and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(settled(text))
 
     def _stop_overhearing(self, turn: _Turn) -> None:
-        if turn.overhear_job is not None:
-            self._out(cmd.CancelTranscribe(turn.overhear_job))
-        turn.overhear_job = turn.overheard_text = None
+        job = turn.overhearing.stop()
+        if job is not None:
+            self._out(cmd.CancelTranscribe(job))
 
     def _want_text(self, turn: _Turn, now: float) -> None:
         """Get the transcript of a turn that pauses, by one that is of all its speech already if there is one."""
-        complete = turn.overheard_to >= turn.end
-        if complete and turn.overhear_job is not None:
-            turn.text_job, turn.overhear_job = turn.overhear_job, None
-        elif complete and turn.overheard_text is not None:
-            self._take_transcript(turn, *turn.overheard_text, now)
+        overhearing = turn.overhearing
+        complete = overhearing.end >= turn.end
+        if complete and overhearing.job is not None:
+            turn.text_job, overhearing.job = overhearing.job, None
+        elif complete and overhearing.heard is not None:
+            self._take_transcript(turn, *overhearing.heard, now)
         else:
             self._ask_text(turn, final=False)
 
@@ -328,7 +318,7 @@ class Listener:
 
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
         """The words of a running or a closed turn are known."""
-        if self.turn is not None and self.turn.overhear_job == job:
+        if self.turn is not None and self.turn.overhearing.job == job:
             self._on_overheard(self.turn, text, language)
         elif (turn := self._find(job)) is not None:
             self._take_transcript(turn, text, language, now)
@@ -360,8 +350,8 @@ class Listener:
 
     def on_no_transcript(self, job: str, message: str, now: float) -> None:
         """The transcriber has failed."""
-        if self.turn is not None and self.turn.overhear_job == job:
-            self.turn.overhear_job = None
+        if self.turn is not None and self.turn.overhearing.job == job:
+            self.turn.overhearing.job = None
             return
         turn = self._find(job)
         if turn is None:
