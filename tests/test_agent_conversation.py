@@ -97,6 +97,17 @@ def test_a_transcript_of_all_that_was_said_is_not_made_twice() -> None:
     assert world.history()[1] == ("user", QUESTION[0].text)
 
 
+def test_a_transcript_without_the_end_is_not_waited_for() -> None:
+    slow = Delays(stt=0.7)
+    world = World([Said(0.5, 1.8, "What is the weather in Paris?")], sunny, settings(), delays=slow).run(8)
+    early, late = world.all(cmd.Overhear)
+    assert early.end < 1.8 < late.end < 1.9
+    cancelled = [output.job for output in world.all(cmd.CancelTranscribe)]
+    assert cancelled == [early.job]
+    assert world.all(cmd.Transcribe) == []
+    assert world.history()[1] == ("user", "What is the weather in Paris?")
+
+
 def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     class Busy(World):
         def _carry_out(self, output: note.Output, now: float) -> None:

@@ -273,6 +273,7 @@ class Listener:
 
     def _overhear(self, turn: _Turn) -> None:
         """Get to know what is said before it is over."""
+        self._stop_overhearing(turn)
         job, end = self._new_id("job"), self.detector.position
         turn.overhearing.ask(job, self.detector.voiced, end)
         self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))

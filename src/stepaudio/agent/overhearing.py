@@ -24,9 +24,10 @@ class Overhearing:
 
     def due(self, voiced: float, *, gap: bool) -> bool:
         """Whether to transcribe now, after `voiced` seconds of speech. In a gap it may be over: a transcript that is
-        asked for at its first window is there sooner than one asked for at the pause."""
+        asked for at its first window is there sooner than one asked for at the pause, and one that is being made and
+        lacks the end is not worth waiting for."""
         new = voiced - self._voiced
-        return self.job is None and (new >= _EVERY or (gap and new >= _LEAST))
+        return (gap and new >= _LEAST) or (self.job is None and new >= _EVERY)
 
     def ask(self, job: str, voiced: float, end: float) -> None:
         self.job, self.heard, self.end, self._voiced = job, None, end, voiced
