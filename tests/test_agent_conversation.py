@@ -528,7 +528,7 @@ def test_a_transcriber_that_never_answers_holds_up_a_few_turns_only() -> None:
 def test_a_turns_audio_begins_before_its_first_sound_but_behind_the_last_turn() -> None:
     said = [Said(1.0, 2.0, "Hello?"), Said(2.6, 3.2, "Are you there?")]
     turn = TurnConfig.server_vad(silence_duration=0.4, prefix_padding=0.8)
-    world = World(said, sunny, settings(turn=turn)).run(5)
+    world = World(said, sunny, settings(turn=turn, speculation=NO_SPECULATION)).run(5)
     starts = [notice.start for notice in world.all(note.SpeechStarted)]
     assert starts == pytest.approx([0.2, 2.0], abs=WINDOW)
     finals = {t.item_id: t for t in world.all(cmd.Transcribe)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 _EVERY = 0.8
 """Seconds of new speech after which it is transcribed again."""
-_LEAST = 0.3
+_LEAST = 0.1
 """Seconds of new speech after which a gap is reason enough."""
 
 
