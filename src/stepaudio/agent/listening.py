@@ -7,19 +7,18 @@ to be silent, to prepare a reply, to commit it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 from stepaudio.agent import commands as cmd
 from stepaudio.agent import notices as note
 from stepaudio.agent.context import Context, MessageItem
 from stepaudio.agent.errors import RequestError
-from stepaudio.agent.overhearing import Overhearing
 from stepaudio.agent.playback import Playback
 from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
+from stepaudio.agent.user_turn import UserTurn
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
@@ -33,38 +32,6 @@ from stepaudio.agent.wording import (
 _SHORTEST_COMMIT = 0.1
 _MOST_PENDING = 8
 """Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """A stretch of user speech: one item to be."""
-
-    item_id: str
-    start: float
-    end: float
-    confirmed: bool = False
-    over: bool = False
-    transcript: str | None = None
-    """Of everything up to `end`; None while it is not known."""
-    language: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    text_job: str | None = None
-    overhearing: Overhearing = field(default_factory=Overhearing)
-    score_job: str | None = None
-    words_job: str | None = None
-    attempts: int = 0
-    voiced: float = 0.0
-    """Seconds of speech up to its last pause."""
-    owed: bool = False
-    """Whether it interrupted a reply of which nothing was heard."""
-    reply: bool = False
-    """Whether its end asks for a reply."""
-    spoke_until: float = 0.0
-    """Wall time of its last speech."""
-    decided: float = 0.0
-    """Wall time of the decision that it is over."""
-    transcribed: float = 0.0
-    """Wall time when its transcript was known."""
 
 
 class Listener:
@@ -83,9 +50,9 @@ class Listener:
         self.context = context
         self.playback = playback
         self.detector = TurnDetector(settings.turn)
-        self.turn: _Turn | None = None
+        self.turn: UserTurn | None = None
         """The turn that is running, confirmed or not."""
-        self.pending: dict[str, _Turn] = {}
+        self.pending: dict[str, UserTurn] = {}
         """The turns that are over and wait for their transcripts, by item."""
         self.input_start = 0.0
         """Where the input that belongs to no turn begins."""
@@ -165,11 +132,11 @@ class Listener:
             self._forget_text(self.turn)
             return
         start = max(self.input_start, at - self.settings.turn.prefix_padding)
-        self.turn = _Turn(self._new_id("item"), start, at)
+        self.turn = UserTurn(self._new_id("item"), start, at)
         if self.settings.turn.interrupt_after == 0 or not self.playback.audible(now):
             self._confirm(self.turn, now)
 
-    def _confirm(self, turn: _Turn, now: float) -> None:
+    def _confirm(self, turn: UserTurn, now: float) -> None:
         """This is a turn, whatever the agent is doing."""
         assert self.settings.turn is not None
         turn.confirmed = True
@@ -214,7 +181,7 @@ class Listener:
             if turn.text_job is None:
                 self._ask_text(turn, final=False)
 
-    def _close(self, turn: _Turn, now: float) -> None:
+    def _close(self, turn: UserTurn, now: float) -> None:
         """The turn is over: its item enters the conversation, with its transcript if that is known."""
         self.turn = None
         self._stop_overhearing(turn)
@@ -233,7 +200,7 @@ class Listener:
         else:
             self._await_transcript(turn, now)
 
-    def _finish(self, turn: _Turn, now: float) -> None:
+    def _finish(self, turn: UserTurn, now: float) -> None:
         """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a reply."""
         replies, text = self._replies, turn.transcript or ""
         with replies.own_change():
@@ -251,10 +218,10 @@ class Listener:
             replies.want()
 
     @staticmethod
-    def _clock(turn: _Turn) -> TurnClock:
+    def _clock(turn: UserTurn) -> TurnClock:
         return TurnClock(turn.item_id, turn.spoke_until, turn.decided, turn.transcribed)
 
-    def _drop_backchannel(self, turn: _Turn) -> None:
+    def _drop_backchannel(self, turn: UserTurn) -> None:
         self.turn = None
         self._stop_overhearing(turn)
         if turn.transcript:
@@ -262,7 +229,7 @@ class Listener:
 
     # ------------------------------------------------------------ transcripts and scores
 
-    def _ask_text(self, turn: _Turn, *, final: bool, own_audio: bool = False) -> None:
+    def _ask_text(self, turn: UserTurn, *, final: bool, own_audio: bool = False) -> None:
         turn.text_job = self._new_id("job")
         # The tail of the pause goes along: soft final sounds lie below the threshold of the detector.
         tail = self.settings.turn.pause if self.settings.turn is not None else 0.0
@@ -271,25 +238,25 @@ class Listener:
         language, hint = self.settings.language, self.settings.hint
         self._out(cmd.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
 
-    def _overhear(self, turn: _Turn) -> None:
+    def _overhear(self, turn: UserTurn) -> None:
         """Get to know what is said before it is over."""
         self._stop_overhearing(turn)
         job, end = self._new_id("job"), self.detector.position
         turn.overhearing.ask(job, self.detector.voiced, end)
         self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))
 
-    def _on_overheard(self, turn: _Turn, text: str, language: str | None) -> None:
+    def _on_overheard(self, turn: UserTurn, text: str, language: str | None) -> None:
         turn.overhearing.take(text, language)
         if text and turn.text_job is None and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(settled(text))
 
-    def _stop_overhearing(self, turn: _Turn) -> None:
+    def _stop_overhearing(self, turn: UserTurn) -> None:
         job = turn.overhearing.stop()
         if job is not None:
             self._out(cmd.CancelTranscribe(job))
 
-    def _want_text(self, turn: _Turn, now: float) -> None:
+    def _want_text(self, turn: UserTurn, now: float) -> None:
         """Get the transcript of a turn that pauses, by one that is of all its speech already if there is one."""
         overhearing = turn.overhearing
         complete = overhearing.end >= turn.end
@@ -300,7 +267,7 @@ class Listener:
         else:
             self._ask_text(turn, final=False)
 
-    def _await_transcript(self, turn: _Turn, now: float, *, own_audio: bool = False) -> None:
+    def _await_transcript(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
         self.pending[turn.item_id] = turn
         if turn.text_job is None:
             self._ask_text(turn, final=True, own_audio=own_audio)
@@ -309,7 +276,7 @@ class Listener:
             self._out(cmd.CancelTranscribe(oldest.text_job or ""))
             self._fail(oldest, "The transcriber does not keep up.", now)
 
-    def _forget_text(self, turn: _Turn) -> None:
+    def _forget_text(self, turn: UserTurn) -> None:
         """The user goes on: what was known of the words, and how finished they looked, is out of date."""
         if turn.text_job is not None:
             self._out(cmd.CancelTranscribe(turn.text_job))
@@ -324,7 +291,7 @@ class Listener:
         elif (turn := self._find(job)) is not None:
             self._take_transcript(turn, text, language, now)
 
-    def _take_transcript(self, turn: _Turn, text: str, language: str | None, now: float) -> None:
+    def _take_transcript(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
         turn.text_job, turn.transcript, turn.language, turn.transcribed = None, text, language, now
         if turn is not self.turn:
             del self.pending[turn.item_id]
@@ -363,7 +330,7 @@ class Listener:
         elif turn.over:
             self._drop_backchannel(turn)
 
-    def _fail(self, turn: _Turn, message: str, now: float) -> None:
+    def _fail(self, turn: UserTurn, message: str, now: float) -> None:
         """A closed turn stays without words; nobody replies to it."""
         del self.pending[turn.item_id]
         with self._replies.own_change():
@@ -386,7 +353,7 @@ class Listener:
 
     def hear_item(self, item_id: str, now: float) -> None:
         """Have the audio transcribed that came with an item."""
-        turn = _Turn(item_id, self.detector.position, self.detector.position)
+        turn = UserTurn(item_id, self.detector.position, self.detector.position)
         self._await_transcript(turn, now, own_audio=True)
 
     def forget(self, item_id: str) -> None:
@@ -400,11 +367,11 @@ class Listener:
         if self.turn is not None and self.turn.transcript is not None and self.detector.phase == "paused":
             self._attempt(self.turn, now)
 
-    def _find(self, job: str) -> _Turn | None:
+    def _find(self, job: str) -> UserTurn | None:
         turns = [*self.pending.values(), *([self.turn] if self.turn else [])]
         return next((turn for turn in turns if turn.text_job == job), None)
 
-    def _score(self, turn: _Turn, scorer: str, probability: float) -> None:
+    def _score(self, turn: UserTurn, scorer: str, probability: float) -> None:
         turn.scores[scorer] = probability
         self.detector.score = combine(turn.scores.values())
 
@@ -413,7 +380,7 @@ class Listener:
         config = self.settings.turn
         return self.settings.speculation.enabled and config is not None and config.create_response
 
-    def _attempt(self, turn: _Turn, now: float) -> None:
+    def _attempt(self, turn: UserTurn, now: float) -> None:
         """The user has paused and the words are known: prepare a reply, unless there is one to the same words."""
         replies, text = self._replies, turn.transcript or ""
         if replies.speculation is not None:
@@ -442,7 +409,7 @@ class Listener:
         if self.settings.turn is None:
             if position - self.input_start < _SHORTEST_COMMIT:
                 self._refuse_commit()
-            turn = _Turn(self._new_id("item"), self.input_start, position, confirmed=True)
+            turn = UserTurn(self._new_id("item"), self.input_start, position, confirmed=True)
         elif turn is None:
             self._refuse_commit()
         else:

@@ -1,8 +1,8 @@
-"""What is known of a turn while it is still being spoken."""
+"""What is known of a turn of the user's, while it is spoken and until its transcript is there."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _EVERY = 0.8
 """Seconds of new speech after which it is transcribed again."""
@@ -40,3 +40,35 @@ class Overhearing:
         """Forget what was heard; returns the job that is to be cancelled."""
         job, self.job, self.heard = self.job, None, None
         return job
+
+
+@dataclass(slots=True)
+class UserTurn:
+    """A stretch of user speech: one item to be."""
+
+    item_id: str
+    start: float
+    end: float
+    confirmed: bool = False
+    over: bool = False
+    transcript: str | None = None
+    """Of everything up to `end`; None while it is not known."""
+    language: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    text_job: str | None = None
+    overhearing: Overhearing = field(default_factory=Overhearing)
+    score_job: str | None = None
+    words_job: str | None = None
+    attempts: int = 0
+    voiced: float = 0.0
+    """Seconds of speech up to its last pause."""
+    owed: bool = False
+    """Whether it interrupted a reply of which nothing was heard."""
+    reply: bool = False
+    """Whether its end asks for a reply."""
+    spoke_until: float = 0.0
+    """Wall time of its last speech."""
+    decided: float = 0.0
+    """Wall time of the decision that it is over."""
+    transcribed: float = 0.0
+    """Wall time when its transcript was known."""
