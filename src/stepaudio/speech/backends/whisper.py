@@ -95,7 +95,9 @@ class WhisperTranscriber:
 
         self._view = ctranslate2.StorageView.from_array
         try:
-            self._model = ctranslate2.models.Whisper(str(folder), compute_type=compute_type, inter_threads=threads, intra_threads=1)
+            self._model = ctranslate2.models.Whisper(
+                str(folder), compute_type=compute_type, inter_threads=threads, intra_threads=1
+            )
             self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         except Exception as error:  # tokenizers raises bare Exception
             raise BackendError(f"the Whisper model in {folder} cannot be loaded: {error}") from error
