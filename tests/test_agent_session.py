@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from realtime_fixtures import TalkBundle, speech
+from released_models import write_chat, write_tokenizer
 from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.agent import notices as note
@@ -26,7 +29,8 @@ from stepaudio.agent.settings import Settings, SpeculationConfig
 from stepaudio.agent.tools import FunctionTools
 from stepaudio.agent.turn import TurnConfig
 from stepaudio.errors import BackendError
-from stepaudio.speech.roles import ToolCall
+from stepaudio.speech.roles import Message, ReplyEvent, Sampling, ToolCall
+from stepaudio.speech.step_audio.listener import StepAudioResponder
 
 PATIENCE = 10
 QUIET = Settings(turn=TurnConfig.server_vad(silence_duration=0.4))
@@ -65,6 +69,18 @@ class Talk:
         return self.all(note.ReplyDone)
 
 
+class NotingResponder(StepAudioResponder):
+    """A miniature of the released chat model that keeps what it is asked."""
+
+    def __init__(self, model: Path, tokenizer: Path) -> None:
+        super().__init__(model, tokenizer)
+        self.prompts: list[list[Message]] = []
+
+    def respond(self, messages: Sequence[Message], **options: Any) -> Iterator[ReplyEvent]:
+        self.prompts.append(list(messages))
+        return super().respond(messages, **options)
+
+
 @asynccontextmanager
 async def talking(bundle: TalkBundle, settings: Settings = QUIET, **options: Any) -> AsyncIterator[Talk]:
     talk = Talk(bundle, settings, **options)
@@ -94,6 +110,59 @@ def test_a_turn_is_heard_answered_and_spoken() -> None:
             # is shorter, and may come to its thread later.)
             assert 1.0 <= max(bundle.transcriber.heard) <= 1.3
             assert not any(isinstance(output, cmd.StartReply | cmd.Transcribe) for output in talk.told)
+
+    run(check())
+
+
+@pytest.fixture(scope="module")
+def hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotingResponder]:
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp("chat")
+    responder = NotingResponder(write_chat(home / "chat"), write_tokenizer(home / "tokenizer"))
+    yield responder
+    responder.close()
+
+
+@pytest.mark.parametrize("speculate", [True, False])
+def test_a_responder_that_hears_gets_the_turn_as_audio(hearing: NotingResponder, speculate: bool) -> None:
+    settings = replace(
+        QUIET, sampling=Sampling(max_tokens=4), speculation=SpeculationConfig(enabled=speculate, least=0.0)
+    )
+
+    async def check() -> None:
+        bundle = TalkBundle()
+        bundle.transcriber.lines = ["hello world", "and again"]
+        bundle.responder = hearing  # type: ignore[assignment]
+        async with talking(bundle, settings) as talk:
+            for turn, text in enumerate(bundle.transcriber.lines, start=1):
+                hearing.prompts.clear()
+                await talk.say()
+                await talk.until(lambda turn=turn: len(talk.done) == turn)
+                *earlier, asked = hearing.prompts[-1]
+                assert (asked.content, len(earlier) > 0) == (text, turn > 1)
+                assert asked.audio is not None
+                assert 1.0 <= len(asked.audio) / RATE <= 1.6  # with what is padded before it
+                assert np.sqrt(np.mean(asked.audio[RATE // 4 : RATE // 2] ** 2)) > 0.01
+                assert all(message.audio is None for message in earlier)
+                # The prompt that the model ran on has it as audio, behind the earlier turns as text.
+                ids, sound = hearing._prompt([*earlier, asked], ()), hearing._lm.hear(asked.audio)
+                assert any(ids[i : i + len(sound)] == sound for i in range(len(ids)))
+            hearing.prompts.clear()
+            talk.session.create_item(ev.CreateItem(MessageItem("typed", "user", "a typed line")), None)
+            talk.session.handle(ev.CreateReply())
+            await talk.until(lambda: len(talk.done) == 3)
+            assert all(message.audio is None for message in hearing.prompts[-1])
+
+    run(check())
+
+
+def test_a_responder_that_reads_gets_no_audio() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        async with talking(bundle) as talk:
+            await talk.say()
+            await talk.until(lambda: talk.done)
+            assert all(message.audio is None for prompt in bundle.responder.prompts for message in prompt)
 
     run(check())
 

@@ -91,6 +91,12 @@ class Script:
     def close(self) -> None: ...
 
 
+class HearingScript(Script):
+    """One that hears."""
+
+    hears_seconds = 30.0
+
+
 def script(text: str, *more: ReplyEvent) -> Script:
     words = [TextDelta(f"{word} ") for word in text.split()]
     return Script(*words, *more, Finish("stop", 3, 2, len(words)))
@@ -171,6 +177,18 @@ def test_what_the_model_is_told() -> None:
     run(responder, tools=[tool])
     assert responder.tools == [tool]
     assert responder.messages[0].content == spoken(tools=True)
+
+
+def test_a_model_that_hears_is_given_the_question_as_audio() -> None:
+    history = [Message("user", "Hi."), Message("assistant", "Hello.")]
+    reader, hearer = script("Yes."), HearingScript(TextDelta("Yes."), Finish("stop"))
+    for responder in (reader, hearer):
+        run(responder, history=history)
+        assert [message.audio for message in responder.messages[:-1]] == [None, None, None]
+    assert reader.messages[-1].audio is None
+    np.testing.assert_array_equal(hearer.messages[-1].audio, QUESTION)
+    run(hearer, question="Typed.")
+    assert hearer.messages[-1].audio is None
 
 
 def test_the_voice_follows_the_language_that_was_heard() -> None:

@@ -10,7 +10,19 @@ import torch
 from released_models import SAID, clip, write_chat, write_editx, write_tokenizer, write_tts, write_voices
 from stepaudio.errors import AudioError, Cancelled, InputError, MissingError, NotFoundError, TextError
 from stepaudio.speech.clone import clone, edit
-from stepaudio.speech.roles import Cloner, Edit, Editor, Finish, Message, Reference, Sampling, StyledSpeaker, TextDelta
+from stepaudio.speech.prompts import with_audio
+from stepaudio.speech.roles import (
+    Cloner,
+    Edit,
+    Editor,
+    Finish,
+    HearingResponder,
+    Message,
+    Reference,
+    Sampling,
+    StyledSpeaker,
+    TextDelta,
+)
 from stepaudio.speech.say import say
 from stepaudio.speech.step_audio import model as models
 from stepaudio.speech.step_audio.listener import StepAudioResponder, StepAudioTranscriber
@@ -228,6 +240,29 @@ def test_a_spoken_question_is_heard_as_audio(home, chat):
         assert finish.completion_tokens <= 12
     with pytest.raises(InputError, match="shorten"):
         list(responder.respond([Message("user", "the quick brown fox " * 2000)]))
+    responder.close()
+
+
+def test_what_was_read_ahead_is_not_read_again(home, chat):
+    responder = StepAudioResponder(chat, home / "tokenizer")
+    assert isinstance(responder, HearingResponder)
+    told = [Message("system", "be brief"), Message("user", "hello"), Message("assistant", "hello there")]
+    assert responder.warm(told, words="what is") is None
+    asked = with_audio([*told, Message("user", "what is said")], responder, clip())
+    *_, finish = responder.respond(asked, sampling=Sampling(max_tokens=1))
+    assert finish.cached_tokens >= responder.count_tokens(told) - 8  # but for how a reply is opened
+    responder.close()
+
+
+def test_only_the_last_turn_is_heard_and_only_what_can_be(home, chat):
+    responder = StepAudioResponder(chat, home / "tokenizer")
+    told = [Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("tool", "four")]
+    heard = with_audio(told, responder, clip())
+    assert [message.audio is not None for message in heard] == [False, False, True, False]
+    assert with_audio(told, responder, np.zeros(31 * 16_000, np.float32)) is told
+    assert with_audio(told[1:2], responder, clip()) == told[1:2]
+    short = with_audio(told[:1], responder, clip()[:200])
+    assert responder._prompt(short, ()) == responder._prompt(told[:1], ())
     responder.close()
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +35,8 @@ from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import GatedVadStream
 from stepaudio.errors import BusyError, StepAudioError
 from stepaudio.speech import aio
-from stepaudio.speech.roles import Sampling, TextDelta, ToolCall, Transcript
+from stepaudio.speech.prompts import with_audio
+from stepaudio.speech.roles import Message, Responder, Sampling, TextDelta, ToolCall, Transcript
 from stepaudio.speech.transcribe import PartialTranscriber
 
 log = logging.getLogger("stepaudio.agent")
@@ -95,6 +97,7 @@ class Session:
         self._ring = InputRing()
         self._attached: dict[str, Samples] = {}
         self._language: str | None = None
+        self._heard: tuple[str, Samples] | None = None
         self._work: dict[str, asyncio.Task[None]] = {}
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
@@ -240,6 +243,7 @@ class Session:
             async with self._place(command.job, urgency):
                 transcript = await aio.run(partial(self._hear, command, samples))
             self._language = transcript.language or self._language
+            self._heard = transcript.text.strip(), samples
             self._tell_load()
             self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
 
@@ -254,6 +258,7 @@ class Session:
         async def work(watchdog: Watchdog) -> None:
             async with self._place(command.job, Urgency.SPECULATIVE):
                 transcript = await aio.run(partial(self._hear, command, samples))
+            self._heard = transcript.text.strip(), samples
             self.handle(ev.Transcribed(command.job, transcript.text, transcript.language or None))
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
@@ -291,7 +296,7 @@ class Session:
         else:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
-        language = self._language
+        language, heard = self._language, self._heard
         warming = self._work.get(_WARMING)
         asked_for = self._to_warm is not None and self._to_warm.job is not None
         if not (start.speculative and asked_for):
@@ -303,7 +308,9 @@ class Session:
             aloud.set()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
-            return make_reply(self._models, start, language=language, go=going, aloud=aloud, cancel=cancel)
+            messages = _as_heard(start.messages, self._models.responder, heard)
+            asked = replace(start, messages=messages)
+            return make_reply(self._models, asked, language=language, go=going, aloud=aloud, cancel=cancel)
 
         async def work(watchdog: Watchdog) -> None:
             if warming is not None:  # what it has read would not be known where another reads at the same time
@@ -398,3 +405,14 @@ class Session:
     def _tick(self) -> None:
         self._timer = None
         self.handle(ev.Tick())
+
+
+def _as_heard(
+    messages: tuple[Message, ...], responder: Responder, heard: tuple[str, Samples] | None
+) -> tuple[Message, ...]:
+    """The prompt with the audio of the user's last turn, for a responder that hears, if that is what was `heard` last:
+    a turn that was typed, or whose audio is gone, is read."""
+    said = next((message.content for message in reversed(messages) if message.role == "user"), "")
+    if heard is None or not said or said != heard[0]:
+        return messages
+    return tuple(with_audio(messages, responder, heard[1]))

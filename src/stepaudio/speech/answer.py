@@ -11,7 +11,7 @@ from itertools import chain
 
 from stepaudio.audio.resample import resample
 from stepaudio.errors import AudioError, TextError
-from stepaudio.speech.prompts import spoken
+from stepaudio.speech.prompts import spoken, with_audio
 from stepaudio.speech.roles import (
     Finish,
     Message,
@@ -114,16 +114,18 @@ def answer(
     if isinstance(question, str):
         if not question.strip():
             raise TextError("the question is empty", param="text")
-        asked, language, audio = question, None, None
+        asked, language = question, None
     else:
         heard = transcriber.transcribe(question, cancel=cancel)
         if not heard.text.strip():
             raise AudioError("no speech was found in the question")
         latency = replace(latency, transcribe=time.perf_counter() - started)
         yield Heard(heard)
-        asked, audio = heard.text, resample(question, transcriber.rate, 16_000)
+        asked = heard.text
         language = heard.language if speaker.default_voice(heard.language) else None
-    messages = [*_with_system(history, instructions, tools), Message("user", asked, audio=audio)]
+    messages: Sequence[Message] = [*_with_system(history, instructions, tools), Message("user", asked)]
+    if not isinstance(question, str):
+        messages = with_audio(messages, responder, resample(question, transcriber.rate, 16_000))
 
     def write(stop: threading.Event) -> Iterator[TextDelta | ToolCall | Finish]:
         return responder.respond(messages, tools=tools, sampling=sampling, cancel=stop)

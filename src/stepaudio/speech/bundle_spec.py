@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stepaudio.errors import InputError, NotFoundError
 from stepaudio.speech.weights import Artefact, catalogue, home, parse, resolve
@@ -75,6 +75,30 @@ BACKENDS: Mapping[str, Backend] = {
     "campplus": Backend("stepaudio.decoder.speaker:load_speaker", {"onnxruntime": _LOCAL, "torch": _TORCH}),
     "smart_turn": Backend("stepaudio.speech.backends.smart_turn:SmartTurnScorer", {"onnxruntime": _LOCAL}),
 }
+
+if TYPE_CHECKING:  # backends are loaded by name: here the type checker sees that each fills its role
+    from stepaudio.decoder.speaker import SpeakerEmbedding
+    from stepaudio.speech import roles
+    from stepaudio.speech.backends.llamacpp import LlamaCppResponder
+    from stepaudio.speech.backends.onnx_voice import OnnxVoice
+    from stepaudio.speech.backends.openai import OpenAIResponder
+    from stepaudio.speech.backends.resemblyzer import ResemblyzerEncoder
+    from stepaudio.speech.backends.smart_turn import SmartTurnScorer
+    from stepaudio.speech.backends.whisper import WhisperTranscriber
+    from stepaudio.speech.nano_voice.listener import NanoTranscriber
+    from stepaudio.speech.nano_voice.speaker import NanoSpeaker
+    from stepaudio.speech.step_audio.listener import StepAudioResponder, StepAudioTranscriber
+    from stepaudio.speech.step_audio.speaker import StepAudioEditor, StepAudioTts
+
+    _TRANSCRIBERS: tuple[type[roles.Transcriber], ...] = (WhisperTranscriber, StepAudioTranscriber, NanoTranscriber)
+    _RESPONDERS: tuple[type[roles.Responder], ...] = (LlamaCppResponder, OpenAIResponder)
+    _HEARING: type[roles.HearingResponder] = StepAudioResponder
+    _SPEAKERS: tuple[type[roles.Speaker], ...] = (OnnxVoice, NanoSpeaker)
+    _STYLED: type[roles.StyledSpeaker] = StepAudioTts
+    _CLONERS: tuple[type[roles.Cloner], ...] = (StepAudioTts, StepAudioEditor)
+    _EDITOR: type[roles.Editor] = StepAudioEditor
+    _ENCODERS: tuple[type[roles.SpeakerEncoder], ...] = (ResemblyzerEncoder, SpeakerEmbedding)
+    _SCORER: type[roles.TurnScorer] = SmartTurnScorer
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
-from stepaudio.speech.roles import Message, Tool
+from stepaudio.speech.roles import HearingResponder, Message, Responder, Samples, Tool
 
 # Kept short: every token of it is evaluated once per process and held in every slot.
 _STYLE = (
@@ -28,6 +29,16 @@ def spoken(instructions: str | None = None, *, tools: bool = False) -> str:
     """
     prompt = _STYLE if tools else _STYLE + _NO_LIVE_FACTS
     return f"{prompt}\n\n{instructions.strip()}" if instructions and instructions.strip() else prompt
+
+
+def with_audio(messages: Sequence[Message], responder: Responder, samples: Samples) -> Sequence[Message]:
+    """The messages, the last one of the user's with its audio, samples [T] at 16 kHz, if the responder hears it."""
+    if not isinstance(responder, HearingResponder) or len(samples) > responder.hears_seconds * 16_000:
+        return messages
+    asked = max((i for i, message in enumerate(messages) if message.role == "user"), default=None)
+    if asked is None:
+        return messages
+    return [*messages[:asked], replace(messages[asked], audio=samples), *messages[asked + 1 :]]
 
 
 USER_TURN = "<|im_start|>user\n"

@@ -94,7 +94,7 @@ class ToolCall:
 class Message:
     """One turn of text history. `tool_call_id` names the call that a `tool` message answers.
 
-    `audio` [T] at 16 kHz is what was said, for a responder that hears; `content` is its transcript for all others.
+    `audio` [T] at 16 kHz is what was said, for a `HearingResponder`; `content` is its transcript for all others.
     """
 
     role: Role
@@ -186,6 +186,14 @@ class Responder(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class HearingResponder(Responder, Protocol):
+    """A responder that hears the turn it replies to: the last message of the user comes with its `audio`."""
+
+    hears_seconds: float
+    """Longest audio that it takes; what lasts longer comes as text alone."""
 
 
 # ---------------------------------------------------------------- speaking

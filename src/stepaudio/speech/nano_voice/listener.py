@@ -20,7 +20,7 @@ class NanoTranscriber:
     """A `Transcriber` that writes lower-case English without punctuation, untimed; `confidence` is 1 for any text."""
 
     rate = RATE
-    languages = ("en",)
+    languages: tuple[str, ...] = ("en",)
     max_seconds = 20.0
 
     def __init__(self, folder: Path | str = PACKAGED) -> None:

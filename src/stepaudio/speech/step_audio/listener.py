@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
-from stepaudio.errors import BackendError, InputError
+from stepaudio.errors import AudioError, BackendError, InputError
 from stepaudio.lm import toolcalls
 from stepaudio.lm.generate import CHAT, SamplingParams
 from stepaudio.lm.grammar import TextGrammar
@@ -81,7 +82,10 @@ class StepAudioTranscriber:
 
 
 class StepAudioResponder:
-    """A `Responder` over Step-Audio-Chat: text history in, text out; a last turn with `audio` is heard, not read."""
+    """A `HearingResponder` over Step-Audio-Chat: text history in, text out; a turn with `audio` is heard, not read,
+    unless it is too short for a single audio token."""
+
+    hears_seconds = 30.0
 
     def __init__(
         self,
@@ -138,6 +142,12 @@ class StepAudioResponder:
             len(generation.tokens),
         )
 
+    def warm(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, words: str = "", cancel: Event | None = None
+    ) -> None:
+        """See `Responder.warm`. The words are left out: the turn will come as audio."""
+        self._lm.engine.generate(self._prompt(messages, tools), SamplingParams(max_tokens=1), cancel=cancel)
+
     def count_tokens(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> int:
         return len(self._prompt(messages, tools))
 
@@ -152,7 +162,8 @@ class StepAudioResponder:
     def _turn(self, message: Message, names: dict[str, str]) -> Turn:
         content = message.content
         if message.audio is not None:
-            return Turn("human", [self._lm.hear(message.audio)])
+            with suppress(AudioError):
+                return Turn("human", [self._lm.hear(message.audio)])
         if message.role == "tool":
             content = toolcalls.render_result(names.get(message.tool_call_id or "", "function"), content)
         for call in message.tool_calls:
