@@ -108,6 +108,21 @@ def test_a_transcript_without_the_end_is_not_waited_for() -> None:
     assert world.history()[1] == ("user", "What is the weather in Paris?")
 
 
+@pytest.mark.parametrize(("tail", "replies"), [("", 1), ("in Paris?", 2)])
+def test_a_reply_to_nearly_all_that_was_said_is_prepared_while_the_whole_is_transcribed(
+    tail: str, replies: int
+) -> None:
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.04, 2.1, tail)]
+    world = World(said, sunny, settings(), Delays(stt=0.3)).run(8)
+    whole = " ".join(part.text for part in said).strip()
+    (transcribed,) = [time for time, output in world.log if isinstance(output, cmd.Transcribe)]
+    first, _ = world.first(cmd.StartReply)
+    assert first < transcribed + 0.3  # before the whole is known
+    assert len(world.all(cmd.StartReply)) == replies
+    assert [notice.text for notice in world.all(note.TranscriptDone)] == [whole]
+    assert world.history()[1] == ("user", whole)
+
+
 def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     class Busy(World):
         def _carry_out(self, output: note.Output, now: float) -> None:

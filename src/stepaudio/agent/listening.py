@@ -195,7 +195,7 @@ class Listener:
             previous = self.context.add(item)
         self._out(note.InputCommitted(item.id, previous))
         self._out(note.ItemAdded(item, previous))
-        if turn.transcript is not None:
+        if turn.transcript is not None and turn.text_job is None:
             self._finish(turn, now)
         else:
             self._await_transcript(turn, now)
@@ -245,11 +245,13 @@ class Listener:
         turn.overhearing.ask(job, self.detector.voiced, end)
         self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))
 
-    def _on_overheard(self, turn: UserTurn, text: str, language: str | None) -> None:
+    def _on_overheard(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
         turn.overhearing.take(text, language)
         if text and turn.text_job is None and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(settled(text))
+        elif turn.text_job is not None:
+            self._take_early(turn, now)
 
     def _stop_overhearing(self, turn: UserTurn) -> None:
         job = turn.overhearing.stop()
@@ -266,6 +268,14 @@ class Listener:
             self._take_transcript(turn, *overhearing.heard, now)
         else:
             self._ask_text(turn, final=False)
+            self._take_early(turn, now)
+
+    def _take_early(self, turn: UserTurn, now: float) -> None:
+        """Prepare a reply to a transcript that lacks next to nothing while the whole one is being made."""
+        job, heard = turn.text_job, turn.overhearing.heard
+        if heard is not None and turn.confirmed and turn.overhearing.nearly_all(turn.voiced):
+            self._take_transcript(turn, *heard, now)
+            turn.text_job = job
 
     def _await_transcript(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
         self.pending[turn.item_id] = turn
@@ -287,15 +297,19 @@ class Listener:
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
         """The words of a running or a closed turn are known."""
         if self.turn is not None and self.turn.overhearing.job == job:
-            self._on_overheard(self.turn, text, language)
+            self._on_overheard(self.turn, text, language, now)
         elif (turn := self._find(job)) is not None:
             self._take_transcript(turn, text, language, now)
 
     def _take_transcript(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
-        turn.text_job, turn.transcript, turn.language, turn.transcribed = None, text, language, now
+        again = text == turn.transcript
+        turn.text_job, turn.transcript, turn.language = None, text, language
+        turn.transcribed = turn.transcribed if again else now
         if turn is not self.turn:
             del self.pending[turn.item_id]
             self._finish(turn, now)
+            return
+        if again:
             return
         if not turn.confirmed:
             if not text or is_backchannel(text) or may_be_hum(text, turn.voiced):

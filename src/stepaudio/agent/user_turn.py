@@ -29,6 +29,10 @@ class Overhearing:
         new = voiced - self._voiced
         return (gap and new >= _LEAST) or (self.job is None and new >= _EVERY)
 
+    def nearly_all(self, voiced: float) -> bool:
+        """Whether what was transcribed last lacks less of `voiced` seconds of speech than is worth another time."""
+        return voiced - self._voiced < _LEAST
+
     def ask(self, job: str, voiced: float, end: float) -> None:
         self.job, self.heard, self.end, self._voiced = job, None, end, voiced
 
