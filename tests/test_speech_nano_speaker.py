@@ -14,7 +14,7 @@ from stepaudio.data.manifest import Utterance, write_manifest
 from stepaudio.decoder.flow import Sampling
 from stepaudio.errors import InputError, MissingError, NotFoundError, TextError
 from stepaudio.speech.backends.phonemes import Pronunciation
-from stepaudio.speech.nano_voice.adapt import Adaptation, learn
+from stepaudio.speech.nano_voice.adapt import Adaptation, learn, prepare
 from stepaudio.speech.nano_voice.decoder import PACKAGED, VOICES, NanoDecoder, read_voices
 from stepaudio.speech.nano_voice.listener import TOKENIZER, NanoTranscriber
 from stepaudio.speech.nano_voice.speaker import CLONE, SPEEDS, NanoSpeaker, _TextShare
@@ -154,6 +154,18 @@ def test_adapting_moves_the_decoder_and_leaves_the_language_model(folder, tmp_pa
     made = NanoSpeaker(voice, steps=2)
     assert len(sound(made.speak("I like it", voice="tina"))) > 0
     made.close()
+
+
+def test_a_recording_that_cannot_be_read_stops_before_any_work(tmp_path):
+    recordings = tmp_path / "tina"
+    recordings.mkdir()
+    with pytest.raises(InputError, match="no recordings"):
+        prepare(recordings, tmp_path / "out", None, 10, print)
+    soundfile.write(recordings / "a.wav", nano_voice.tone(1.2), 24_000)
+    (recordings / "b.wav").write_text("no audio")
+    with pytest.raises(InputError, match=r"b\.wav"):
+        prepare(recordings, tmp_path / "out", None, 10, print)
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- the shipped weights

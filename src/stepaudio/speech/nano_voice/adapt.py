@@ -25,12 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepaudio.audio import io
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.resample import resample
 from stepaudio.data import filters
 from stepaudio.data.codes import tokenize_manifest
-from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
+from stepaudio.data.manifest import Utterance, read_audio, read_manifest, write_manifest
 from stepaudio.data.synthesis import RATE
 from stepaudio.data.text import spoken
 from stepaudio.errors import InputError
@@ -108,13 +107,15 @@ def prepare(recordings: Path, out: Path, ears: Bundle, kept_apart: int, log: Log
     files = sorted(path for path in recordings.glob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise InputError(f"there are no recordings in {recordings}", param="speaker")
+    for path in files:  # a bad one is told of before the others are transcribed
+        read_audio(path, RATE)
     (out / "audio").mkdir(parents=True, exist_ok=True)
     found: list[Utterance] = []
     for number, path in enumerate(files, 1):
         found += _utterances(path, recordings.name, out, ears)
         log(f"transcribed {number} of {len(files)} recordings")
     encoder = ears.speaker_encoder
-    voices = filters.Ears(voice=lambda u: encoder.embed(io.read(out / u.audio, rate=encoder.rate)))
+    voices = filters.Ears(voice=lambda u: encoder.embed(read_audio(out / u.audio, encoder.rate)))
     kept = list(filters.judged(found, voices))
     good = [index for index, utterance in enumerate(kept) if not utterance.rejected]
     if len(good) < _LEAST:
@@ -135,7 +136,7 @@ def _utterances(path: Path, speaker: str, out: Path, ears: Bundle) -> Iterator[U
     """The stretches of one recording that are long enough and say something."""
     import soundfile
 
-    samples = io.read(path, rate=RATE)
+    samples = read_audio(path, RATE)
     heard = resample(samples, RATE, ears.transcriber.rate)
     for number, segment in enumerate(transcribe(ears.transcriber, heard, vad=ears.vad, language="en")):
         text, seconds = segment.transcript.text.strip(), segment.end - segment.start
@@ -241,14 +242,14 @@ def _clip(utterances: list[Utterance]) -> Reference:
     """A clip to clone from: as many recordings in a row as make up eight seconds."""
     samples: list[Samples] = []
     for utterance in utterances:
-        samples.append(io.read(utterance.audio, rate=RATE))
+        samples.append(utterance.samples(RATE))
         if sum(map(len, samples)) >= _CLIP_SECONDS * RATE:
             break
     return Reference(np.concatenate(samples), RATE, "")
 
 
 def _embed(utterance: Utterance, ears: Bundle) -> NDArray[np.float32]:
-    return ears.speaker_encoder.embed(io.read(utterance.audio, rate=ears.speaker_encoder.rate))
+    return ears.speaker_encoder.embed(utterance.samples(ears.speaker_encoder.rate))
 
 
 def _mean_voice(utterances: list[Utterance], ears: Bundle) -> NDArray[np.float32]:
