@@ -111,7 +111,7 @@ def voice(
         console().print(f"{name:<8}{wer['value']:.1%} words wrong, similarity {near['value']:.3f}")
     gain = report["similarity_gain"]
     console().print(f"similarity gained {gain['value']:.3f} ({gain['low']:.3f} to {gain['high']:.3f})")
-    console().print(f"{out / f'{speaker.name}.toml'} is the bundle, {out / 'samples'} has the sentences")
+    console().print(f"{out / f'{speaker.name}.toml'} is the bundle, {out / 'report.md'} has the sentences")
 
 
 def _show(lines: Iterator[Line], made: Path, steps: int, json: bool) -> None:
