@@ -18,7 +18,6 @@ from stepaudio.audio.resample import resample
 from stepaudio.data import filters
 from stepaudio.data.manifest import Utterance
 from stepaudio.data.synthesis import RATE
-from stepaudio.data.text import spoken
 from stepaudio.eval.metrics.intervals import mean, ratio
 from stepaudio.eval.metrics.speaker import similarity
 from stepaudio.speech.bundle import Bundle
@@ -124,8 +123,8 @@ def _say(speaker: Speaker, utterance: Utterance, ears: Bundle, near: NDArray[np.
     soundfile.write(folder / file, samples, speaker.rate)
     transcriber, encoder = ears.transcriber, ears.speaker_encoder
     heard = transcriber.transcribe(resample(samples, speaker.rate, transcriber.rate), language="en").text
-    wanted = spoken(utterance.words, "en").split()
-    errors = filters.word_errors(wanted, spoken(heard, "en").split())
+    wanted = filters.tokens(utterance.text, "en")
+    errors = filters.word_errors(wanted, filters.tokens(heard, "en"))
     vector = encoder.embed(resample(samples, speaker.rate, encoder.rate))
     return Said(utterance.text, file, heard.strip(), errors, len(wanted), similarity(vector, near))
 
