@@ -1,8 +1,8 @@
 """How fast the language model generates: `stepaudio bench lm`.
 
 Everything runs in one process on the same random weights, in rounds: each round measures the machine's read
-bandwidth and a few decoding steps of every contender, and the best round of each counts, so that what else the
-machine does hits all alike. The contenders are this package in bfloat16 and int8 (int4 on a GPU) and the plain
+bandwidth, over a buffer far larger than its caches, and a few decoding steps of every contender. Ratios are taken
+within a round, where what else the machine does hits all alike, and the median round counts. The contenders are this package in bfloat16 and int8 (int4 on a GPU) and the plain
 `transformers` Llama of the same shape in bfloat16 and float32, greedy, at batch 1 and 8, after a prompt.
 """
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class Options:
 
 @dataclass
 class Contender:
-    """`run()` decodes some tokens for each of `batch` sequences; `bytes` are read per token at least."""
+    """`run()` decodes some tokens for each of `batch` sequences; `bytes` are read per token at least. `seconds` has
+    the time that each round took."""
 
     name: str
     batch: int
@@ -65,14 +67,14 @@ def run(options: Options, done: Callable[[], None] = lambda: None) -> dict[str, 
     contenders = _ours(weights, options) + _transformers_llama(weights, options)
     # Huge pages for the yardstick too: it reads a third faster in them.
     read = torch.frombuffer(huge_pages(options.read_bytes), dtype=torch.float32).fill_(1).to(device)
-    bandwidth = 0.0
+    bandwidths: list[float] = []
     with torch.inference_mode():
         for contender in contenders:
             contender.run()  # warm: compilation, memory pools
         done()
         for _ in range(options.rounds):
             fastest = min(_timed(work, device) for work in (read.sum, read.max))
-            bandwidth = max(bandwidth, options.read_bytes / fastest)
+            bandwidths.append(options.read_bytes / fastest)
             for contender in contenders:
                 contender.seconds.append(_timed(contender.run, device))
             done()
@@ -81,9 +83,9 @@ def run(options: Options, done: Callable[[], None] = lambda: None) -> dict[str, 
         "preset": options.preset,
         "threads": options.threads,
         "context": options.context,
-        "read_bandwidth_gb_s": round(bandwidth / 1e9, 2),
+        "read_bandwidth_gb_s": round(median(bandwidths) / 1e9, 2),
         "contenders": [_speed(contender, options) for contender in contenders],
-        "ratios": _ratios(contenders, bandwidth, options),
+        "ratios": _ratios(contenders, bandwidths, options),
         "int8_loss": _int8_loss(weights.config, device),
     }
 
@@ -202,7 +204,7 @@ def _llama_decoding(name: str, model: nn.Module, batch: int, cache: Any, options
 
 
 def _speed(contender: Contender, options: Options) -> dict[str, Any]:
-    step = min(contender.seconds) / options.steps
+    step = median(contender.seconds) / options.steps
     speed = {"name": contender.name, "batch": contender.batch, "step_ms": round(step * 1e3, 3)}
     speed["tokens_per_s"] = round(contender.batch / step, 1)
     if contender.bytes:
@@ -210,22 +212,27 @@ def _speed(contender: Contender, options: Options) -> dict[str, Any]:
     return speed
 
 
-def _ratios(contenders: list[Contender], bandwidth: float, options: Options) -> list[dict[str, Any]]:
-    step = {(each.name, each.batch): min(each.seconds) / options.steps for each in contenders}
-    read = {(each.name, each.batch): each.bytes for each in contenders}
+def _ratios(contenders: list[Contender], bandwidths: list[float], options: Options) -> list[dict[str, Any]]:
+    seconds = {(each.name, each.batch): each.seconds for each in contenders}
+    read = {(each.name, each.batch): each.bytes * options.steps for each in contenders}
     one, many = BATCHES
     ratios = []
     for kind in options.kinds:
         name = kind or "bfloat16"
-        share = read[name, one] / step[name, one] / bandwidth
+        alone, together = seconds[name, one], seconds[name, many]
+        share = median(read[name, one] / s / b for s, b in zip(alone, bandwidths, strict=True))
         ratios.append(_ratio(f"{name}: share of the read bandwidth at batch {one}", share, "bandwidth"))
-        gain = many / one * step[name, one] / step[name, many]
+        gain = many / one * _speedup(alone, together)
         ratios.append(_ratio(f"{name}: tokens/s of batch {many} over batch {one}", gain, "batch"))
-    for (rival, batch), seconds in step.items():
+    for (rival, batch), theirs in seconds.items():
         if rival.startswith("transformers"):
-            gain = seconds / step["bfloat16", batch]
+            gain = _speedup(theirs, seconds["bfloat16", batch])
             ratios.append(_ratio(f"bfloat16: tokens/s over {rival}, batch {batch}", gain, "transformers"))
     return ratios
+
+
+def _speedup(slow: list[float], fast: list[float]) -> float:
+    return median(s / f for s, f in zip(slow, fast, strict=True))
 
 
 def _ratio(what: str, value: float, bar: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ constexpr int AHEAD = 16 << 10;    // bytes to prefetch ahead into the second-le
 constexpr int CHUNK = 16;          // matrix rows whose results are handed on together
 constexpr int PIECE = 384 << 10;   // bytes of a matrix that a thread takes at a time: long enough to stream
 constexpr int MAX_ROWS = 64;       // rows per step (native.py cuts longer ones)
+constexpr int LINE = 16;           // floats of a cache line
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
@@ -277,19 +278,35 @@ struct Step {
     const Model& m;
     const int n;  // rows
     const int64_t *tokens, *slots, *positions;
-    Buffer<float> x, q, k, v;                // [N, C], [N, H * D], [N, G * D] twice
-    Buffer<float> mixed, gate, up;           // [N, H * D], [N, F] twice
+    const int threads, widest;               // widest: elements of the longest input row
+    Buffer<float> x, mixed, gated;           // [N, C], [N, H * D], [N, F]
     Buffer<Query> query;                     // [N, H * D]
-    Buffer<In> in;                           // of the next matrix: [N, its width]
-    Buffer<float> in_scale;                  // [N]
+    Buffer<In> inputs;                       // of the next matrix, see `in`
+    Buffer<float> input_scales;
 
-    Step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions)
-        : m(m), n(n), tokens(tokens), slots(slots), positions(positions),
-          x(buffer<float>(n * m.width)), q(buffer<float>(n * m.heads * m.head_width)),
-          k(buffer<float>(n * m.groups * m.head_width)), v(buffer<float>(n * m.groups * m.head_width)),
-          mixed(buffer<float>(n * m.heads * m.head_width)), gate(buffer<float>(n * m.ff)), up(buffer<float>(n * m.ff)),
-          query(buffer<Query>(n * m.heads * m.head_width)),
-          in(buffer<In>(n * std::max({m.width, m.heads * m.head_width, m.ff}))), in_scale(buffer<float>(n)) {}
+    Step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions, int threads)
+        : m(m), n(n), tokens(tokens), slots(slots), positions(positions), threads(threads),
+          widest(std::max({m.width, m.heads * m.head_width, m.ff})),
+          x(buffer<float>(n * m.width)), mixed(buffer<float>(n * m.heads * m.head_width)),
+          gated(buffer<float>(n * m.ff)), query(buffer<Query>(n * m.heads * m.head_width)),
+          inputs(buffer<In>(std::max(n, threads) * widest)),
+          input_scales(buffer<float>(std::max(n, threads * LINE))) {}
+
+    // The input of the next matrix, [N, its width], and [N] what products with it are to be multiplied by. Threads
+    // have one between them; of a single row each has a copy, made sooner than it could be waited for.
+    In* in() { return &inputs[n == 1 ? omp_get_thread_num() * widest : 0]; }
+    float* in_scale() { return &input_scales[n == 1 ? omp_get_thread_num() * LINE : 0]; }
+
+    // Calls make(i, row i of the input) for each row; it returns what products are to be multiplied by.
+    template <class Make>
+    void feed(int width, Make make) {
+        if (n == 1) {
+            *in_scale() = make(0, in());
+            return;
+        }
+#pragma omp for
+        for (int i = 0; i < n; i++) input_scales[i] = make(i, &inputs[int64_t(i) * width]);
+    }
 
     void embed() {
 #pragma omp for
@@ -303,36 +320,20 @@ struct Step {
 
     // Makes RMSNorm(x) * weight the input of the next matrices.
     void normalise(const float* weight) {
-#pragma omp for
-        for (int i = 0; i < n; i++) {
+        feed(m.width, [=, this](int i, In* out) {
             const float* row = &x[i * m.width];
             auto normed = buffer<float>(m.width);
             vec squares = {};
             for (int c = 0; c < m.width; c += LANES) squares += load(row + c) * load(row + c);
             float factor = 1.0f / std::sqrt(sum(squares) / m.width + m.epsilon);
             for (int c = 0; c < m.width; c++) normed[c] = row[c] * factor * weight[c];
-            in_scale[i] = settle(normed.get(), m.width, &in[i * m.width]);
-        }
+            return settle(normed.get(), m.width, out);
+        });
     }
 
     // Makes rows [N, width] the input of the next matrix.
-    void feed(const float* rows, int width) {
-#pragma omp for
-        for (int i = 0; i < n; i++) in_scale[i] = settle(rows + int64_t(i) * width, width, &in[int64_t(i) * width]);
-    }
-
-    // Makes silu(gate) * up the input of the next matrix.
-    void feed_gated() {
-#pragma omp for
-        for (int i = 0; i < n; i++) {
-            float* row = &gate[int64_t(i) * m.ff];
-            for (int c = 0; c < m.ff; c += LANES) {
-                vec g = load(row + c);
-                g = g / (1.0f + exponential(-g)) * load(&up[int64_t(i) * m.ff + c]);
-                std::memcpy(row + c, &g, sizeof g);
-            }
-            in_scale[i] = settle(row, m.ff, &in[int64_t(i) * m.ff]);
-        }
+    void take(const float* rows, int width) {
+        feed(width, [=](int i, In* out) { return settle(rows + int64_t(i) * width, width, out); });
     }
 
     // Chunks of a matrix that a thread takes at a time.
@@ -349,6 +350,14 @@ struct Step {
 #pragma omp barrier
     }
 
+    // y [cols][CHUNK] = `count` rows of a matrix from `row` on times the input.
+    void chunk(const Matrix& matrix, int row, int count, int width, int cols, float* y) {
+        product((const W*)matrix.weight + int64_t(row) * width, in(), count, cols, width, y, CHUNK);
+        if (matrix.scale)
+            for (int j = 0; j < cols; j++)
+                for (int i = 0; i < count; i++) y[j * CHUNK + i] *= matrix.scale[row + i] * in_scale()[j];
+    }
+
     // Calls done(first row, rows, y[cols][CHUNK]) for each chunk of `matrix` times the input. No barrier at the end.
     template <class Done>
     void multiply(const Matrix& matrix, int rows, int width, int cols, Done done) {
@@ -356,19 +365,25 @@ struct Step {
         for (int row = 0; row < rows; row += CHUNK) {
             float y[MAX_ROWS * CHUNK];
             int count = std::min(CHUNK, rows - row);
-            product((const W*)matrix.weight + int64_t(row) * width, in.get(), count, cols, width, y, CHUNK);
-            if (matrix.scale)
-                for (int j = 0; j < cols; j++)
-                    for (int i = 0; i < count; i++) y[j * CHUNK + i] *= matrix.scale[row + i] * in_scale[j];
+            chunk(matrix, row, count, width, cols, y);
             done(row, count, y);
         }
     }
 
-    // out [cols, rows] = the input times `matrix`. No barrier at the end.
-    void project(const Matrix& matrix, int rows, int width, int cols, float* out) {
-        multiply(matrix, rows, width, cols, [=](int row, int count, const float* y) {
-            for (int j = 0; j < cols; j++) std::copy_n(y + j * CHUNK, count, out + int64_t(j) * rows + row);
-        });
+    // gated = silu(the input times `gate`) * (the input times `up`). No barrier at the end.
+    void multiply_gated(const Matrix& gate, const Matrix& up) {
+#pragma omp for schedule(dynamic, piece(m.ff, 2 * m.width)) nowait
+        for (int row = 0; row < m.ff; row += CHUNK) {
+            float g[MAX_ROWS * CHUNK], u[MAX_ROWS * CHUNK];
+            chunk(gate, row, CHUNK, m.width, n, g);
+            chunk(up, row, CHUNK, m.width, n, u);
+            for (int j = 0; j < n; j++)
+                for (int c = 0; c < CHUNK; c += LANES) {
+                    vec y = load(g + j * CHUNK + c);
+                    y = y / (1.0f + exponential(-y)) * load(u + j * CHUNK + c);
+                    std::memcpy(&gated[int64_t(j) * m.ff + row + c], &y, sizeof y);
+                }
+        }
     }
 
     // x += the input times `matrix`. No barrier at the end.
@@ -383,20 +398,25 @@ struct Step {
         return ((layer * m.slots + slots[row]) * m.groups + group) * m.tokens * m.head_width;
     }
 
-    // Puts the new keys and values into the cache, so that rows of one sequence see each other.
-    void remember(int layer) {
-        const int d = m.head_width, r = m.heads / m.groups;
-#pragma omp for collapse(2)
-        for (int i = 0; i < n; i++)
-            for (int g = 0; g < m.groups; g++) {
-                int64_t at = cached(layer, i, g) + positions[i] * d;
-                int from = (i * m.groups + g) * d;
-                for (int c = 0; c < d; c++) {
-                    store(k[from + c], (Cached*)m.keys + at + c);
-                    store(v[from + c], (Cached*)m.values + at + c);
-                }
-                for (int c = 0; c < r * d; c++) store(q[from * r + c], &query[from * r + c]);
+    // The queries of the input. No barrier at the end.
+    void ask(const Matrix& matrix) {
+        const int rows = m.heads * m.head_width;
+        multiply(matrix, rows, m.width, n, [=, this](int row, int count, const float* y) {
+            for (int j = 0; j < n; j++)
+                for (int i = 0; i < count; i++) store(y[j * CHUNK + i], &query[int64_t(j) * rows + row + i]);
+        });
+    }
+
+    // Puts the keys or the values of the input into the cache, so that rows of one sequence see each other. No barrier
+    // at the end.
+    void remember(const Matrix& matrix, int layer, void* cache) {
+        const int d = m.head_width;
+        multiply(matrix, m.groups * d, m.width, n, [=, this](int row, int count, const float* y) {
+            for (int j = 0; j < n; j++) {  // a chunk lies in one head
+                Cached* to = (Cached*)cache + cached(layer, j, row / d) + positions[j] * d + row % d;
+                for (int i = 0; i < count; i++) store(y[j * CHUNK + i], to + i);
             }
+        });
     }
 
     // Softmax over keys 0..position of q·k / sqrt(D) - slope * sqrt(distance), times the values.
@@ -447,28 +467,26 @@ struct Step {
             }
     }
 
-    void run(const int64_t* wanted, int count, float* logits, int threads) {
-        const int queries = m.heads * m.head_width, keys = m.groups * m.head_width;
+    void run(const int64_t* wanted, int count, float* logits) {
+        const int queries = m.heads * m.head_width;
 #pragma omp parallel num_threads(threads)
         {
             embed();
             for (int l = 0; l < m.layers; l++) {
                 const Layer& layer = m.layer[l];
                 normalise(layer.attention_norm);
-                project(layer.q, queries, m.width, n, q.get());
-                project(layer.k, keys, m.width, n, k.get());
-                project(layer.v, keys, m.width, n, v.get());
+                ask(layer.q);
+                remember(layer.k, l, m.keys);
+                remember(layer.v, l, m.values);
                 meet(layer.o, m.width, queries);
-                remember(l);
                 attend(l);
-                feed(mixed.get(), queries);
+                take(mixed.get(), queries);
                 add_to_x(layer.o, queries);
                 meet(layer.gate, m.ff, m.width);
                 normalise(layer.mlp_norm);
-                project(layer.gate, m.ff, m.width, n, gate.get());
-                project(layer.up, m.ff, m.width, n, up.get());
+                multiply_gated(layer.gate, layer.up);
                 meet(layer.down, m.width, m.ff);
-                feed_gated();
+                take(gated.get(), m.ff);
                 add_to_x(layer.down, m.ff);
                 if (l + 1 < m.layers)
                     meet(m.layer[l + 1].q, queries, m.width);
@@ -477,16 +495,19 @@ struct Step {
             }
             normalise(m.norm);
             keep(wanted, count);
-            project(m.head, m.vocab, m.width, count, logits);
+            multiply(m.head, m.vocab, m.width, count, [=, this](int row, int rows, const float* y) {
+                for (int j = 0; j < count; j++) std::copy_n(y + j * CHUNK, rows, logits + int64_t(j) * m.vocab + row);
+            });
         }
     }
 
     // Only the wanted rows remain in the input; they are ascending, so rows only move down.
     void keep(const int64_t* wanted, int count) {
+        if (n == 1) return;
 #pragma omp single
         for (int j = 0; j < count; j++) {
-            std::memmove(&in[j * m.width], &in[wanted[j] * m.width], m.width * sizeof(In));
-            in_scale[j] = in_scale[wanted[j]];
+            std::memmove(&inputs[j * m.width], &inputs[wanted[j] * m.width], m.width * sizeof(In));
+            input_scales[j] = input_scales[wanted[j]];
         }
     }
 };
@@ -494,7 +515,7 @@ struct Step {
 template <class W>
 void step(const Model& m, int n, const int64_t* tokens, const int64_t* slots, const int64_t* positions,
           const int64_t* wanted, int count, float* logits, int threads) {
-    Step<W>(m, n, tokens, slots, positions).run(wanted, count, logits, threads);
+    Step<W>(m, n, tokens, slots, positions, threads).run(wanted, count, logits);
 }
 
 }  // namespace
