@@ -23,7 +23,7 @@ eval: $(VENV)/.dev
 	$(BIN)/stepaudio eval all --system small
 	$(BIN)/stepaudio eval codec --system codec:opus-12k --limit 10
 	@if $(BIN)/stepaudio doctor nano-voice >/dev/null 2>&1; then \
-	  set -x; $(BIN)/stepaudio eval all --system nano-voice; \
+	  set -x; $(BIN)/stepaudio eval all --system nano-voice --conversations 0; \
 	else echo "nano-voice is not on this machine: left out"; fi
 	$(BIN)/stepaudio eval leaderboard reports/*/run.json -o reports/leaderboard.md
 	$(BIN)/stepaudio eval summary $$(ls reports/small/run.json reports/nano-voice/run.json 2>/dev/null) \

@@ -29,8 +29,8 @@ from stepaudio.audio import io
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.resample import resample
 from stepaudio.data.codes import read_tokenized
+from stepaudio.data.filters import tokens
 from stepaudio.data.manifest import Utterance, read_manifest
-from stepaudio.data.text import spoken
 from stepaudio.decoder.checkpoint import load_flow
 from stepaudio.decoder.flow import AlignedFlow, Sampling
 from stepaudio.decoder.timbre import TIMBRE, load_timbre
@@ -65,7 +65,7 @@ class Ears:
 
     def words(self, samples: Samples) -> list[str]:
         heard = self.transcriber.transcribe(resample(samples, RATE, self.transcriber.rate), language="en")
-        return spoken(heard.text, "en").split()
+        return tokens(heard.text, "en")
 
     def quality(self, samples: Samples) -> float:
         return self.mos.score(resample(samples, RATE, 16_000)).overall
@@ -96,7 +96,7 @@ class Tally:
 
 
 def words_of(utterance: Utterance) -> list[str]:
-    return spoken(utterance.words, "en").split()
+    return tokens(utterance.text, "en")
 
 
 def recording(utterance: Utterance) -> Samples:
@@ -241,7 +241,7 @@ def hearing(test: list[Tokenized], folder: Path) -> Figures:
     pairs = []
     for utterance, _ in track(test, "hearing"):
         heard = listener.transcribe(io.read(utterance.audio, rate=listener.rate))
-        pairs.append((words_of(utterance), heard.text.split()))
+        pairs.append((utterance.words.split(), heard.text.split()))  # both as they are spoken
     listener.close()
     return {"wer": asdict(error_rate(pairs))}
 

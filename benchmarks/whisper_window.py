@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="folder with manifest.jsonl")
     parser.add_argument("--whisper", type=Path, required=True, help="folder of a CTranslate2 Whisper model")
     parser.add_argument("--vad", type=Path, required=True, help="Silero's ONNX file")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=1, help="times are the least of so many runs of a clip")
     parser.add_argument("--every", type=int, default=1, help="take every n-th clip only")
     parser.add_argument("--variants", nargs="*", help="only these")
@@ -120,7 +120,7 @@ def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]
     """Ways of hearing, by name. All are told the language."""
 
     def ours(kind: type[WhisperTranscriber], **options: object) -> Hear:
-        model = kind(folder, vad=vad, threads=threads, **options)  # type: ignore[arg-type]
+        model = kind(folder, vad=vad, **{"threads": threads, **options})  # type: ignore[arg-type]
         return lambda samples, language: model.transcribe(samples, language=language).text
 
     return {
@@ -131,6 +131,7 @@ def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]
         "default": ours(WhisperTranscriber),
         "default-greedy": ours(WhisperTranscriber, beam=1),
         "default-beam-5": ours(WhisperTranscriber, beam=5),
+        "another-thread": ours(WhisperTranscriber, threads=threads + 1),
     }
 
 

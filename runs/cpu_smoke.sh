@@ -1,8 +1,12 @@
 #!/bin/sh
-# A language model of the nano layout in a few minutes on any laptop, from nothing: is everything there?
+# All stages of nano-voice in a few minutes on any laptop, from nothing: is everything there? What it makes babbles.
 set -eu
 out=${1:-runs/out/smoke}
+data=$out/data/manifest.jsonl
 stepaudio pull wordnet
 stepaudio data synthesize "$out/data" --size 400 --kokoro 0
-stepaudio data tokenize "$out/data/manifest.jsonl"
-stepaudio train lm cpu_smoke "$out/data/manifest.jsonl" -o "$out/lm"
+stepaudio data tokenize "$data"
+stepaudio train lm cpu_smoke "$data" -o "$out/lm"
+stepaudio train flow "$data" -o "$out/flow" --steps 60
+stepaudio train vocoder "$data" -o "$out/spectra" --steps 40
+stepaudio train vocoder "$data" -o "$out/vocoder" --adversarial --init "$out/spectra/vocoder.safetensors" --steps 10

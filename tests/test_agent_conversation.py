@@ -97,6 +97,32 @@ def test_a_transcript_of_all_that_was_said_is_not_made_twice() -> None:
     assert world.history()[1] == ("user", QUESTION[0].text)
 
 
+def test_a_transcript_without_the_end_is_not_waited_for() -> None:
+    slow = Delays(stt=0.7)
+    world = World([Said(0.5, 1.8, "What is the weather in Paris?")], sunny, settings(), delays=slow).run(8)
+    early, late = world.all(cmd.Overhear)
+    assert early.end < 1.8 < late.end < 1.9
+    cancelled = [output.job for output in world.all(cmd.CancelTranscribe)]
+    assert cancelled == [early.job]
+    assert world.all(cmd.Transcribe) == []
+    assert world.history()[1] == ("user", "What is the weather in Paris?")
+
+
+@pytest.mark.parametrize(("tail", "replies"), [("", 1), ("in Paris?", 2)])
+def test_a_reply_to_nearly_all_that_was_said_is_prepared_while_the_whole_is_transcribed(
+    tail: str, replies: int
+) -> None:
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.04, 2.1, tail)]
+    world = World(said, sunny, settings(), Delays(stt=0.3)).run(8)
+    whole = " ".join(part.text for part in said).strip()
+    (transcribed,) = [time for time, output in world.log if isinstance(output, cmd.Transcribe)]
+    first, _ = world.first(cmd.StartReply)
+    assert first < transcribed + 0.3  # before the whole is known
+    assert len(world.all(cmd.StartReply)) == replies
+    assert [notice.text for notice in world.all(note.TranscriptDone)] == [whole]
+    assert world.history()[1] == ("user", whole)
+
+
 def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     class Busy(World):
         def _carry_out(self, output: note.Output, now: float) -> None:
@@ -517,7 +543,7 @@ def test_a_transcriber_that_never_answers_holds_up_a_few_turns_only() -> None:
 def test_a_turns_audio_begins_before_its_first_sound_but_behind_the_last_turn() -> None:
     said = [Said(1.0, 2.0, "Hello?"), Said(2.6, 3.2, "Are you there?")]
     turn = TurnConfig.server_vad(silence_duration=0.4, prefix_padding=0.8)
-    world = World(said, sunny, settings(turn=turn)).run(5)
+    world = World(said, sunny, settings(turn=turn, speculation=NO_SPECULATION)).run(5)
     starts = [notice.start for notice in world.all(note.SpeechStarted)]
     assert starts == pytest.approx([0.2, 2.0], abs=WINDOW)
     finals = {t.item_id: t for t in world.all(cmd.Transcribe)}

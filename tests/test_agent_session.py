@@ -106,8 +106,9 @@ def test_a_turn_is_heard_answered_and_spoken() -> None:
             assert talk.done[0].status == "completed"
             played = np.concatenate([play.speech.samples for play in talk.all(cmd.Play)])
             assert len(played) == 4 * 2400
-            # What is transcribed is the speech and the pause that showed that it was over.
-            assert 1.0 <= bundle.transcriber.heard[-1] <= 1.3
+            # What is transcribed is the speech and the pause that showed that it was over. (What was overheard before
+            # is shorter, and may come to its thread later.)
+            assert 1.0 <= max(bundle.transcriber.heard) <= 1.3
             assert not any(isinstance(output, cmd.StartReply | cmd.Transcribe) for output in talk.told)
 
     run(check())

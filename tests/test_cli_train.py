@@ -9,10 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from nano_voice import folder
 from stepaudio.cli.data import app as data
 from stepaudio.cli.train import app as train
 from stepaudio.data.manifest import write_manifest
 from stepaudio.errors import MissingError, NotFoundError
+from stepaudio.train.flow import load_speech
 from training import utterance
 
 run = CliRunner().invoke
@@ -45,6 +47,19 @@ def test_from_recordings_to_a_model(tmp_path):
     result = json.loads(run(train, arguments, catch_exceptions=False).stdout)
     assert result["step"] == result["steps"] == 3
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_flow_can_begin_with_another(tmp_path):
+    torch.set_num_threads(1)
+    manifest, start, out = spoken(tmp_path), folder(tmp_path / "start"), tmp_path / "run"
+    run(data, ["tokenize", str(manifest), "--json"], catch_exceptions=False)
+    options = ["--init", str(start), "--steps", "1", "--learning-rate", "1e-6", "--json"]
+    result = json.loads(run(train, ["flow", str(manifest), "-o", str(out), *options], catch_exceptions=False).stdout)
+    assert result["step"] == result["steps"] == 1
+    before, after = load_speech(start), load_speech(out)
+    assert after.flow.config == before.flow.config
+    for old, new in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-4)
 
 
 def test_a_plan_as_json_and_as_text():

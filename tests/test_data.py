@@ -21,7 +21,7 @@ from stepaudio.data.augment import augment, band_limited, in_room, noisy, resamp
 from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
 from stepaudio.data.synthesis import Line, Spoken, synthesize
 from stepaudio.data.text import Sentence
-from stepaudio.errors import InputError, MissingError, TextError
+from stepaudio.errors import AudioError, InputError, MissingError, TextError
 
 
 class Hummer:
@@ -98,6 +98,13 @@ def test_manifests_of_others_and_splits(tmp_path):
         read_manifest(tmp_path / "m.jsonl", split="dev")
     with pytest.raises(MissingError):
         read_manifest(tmp_path / "other.jsonl")
+
+
+def test_a_recording_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "broken.wav").write_text("no audio")
+    for name in ("broken.wav", "gone.wav"):
+        with pytest.raises(AudioError, match=name):
+            Utterance(tmp_path / name, "a", 1.0).samples(16_000)
 
 
 def test_an_entry_whose_times_do_not_match_is_refused(tmp_path):

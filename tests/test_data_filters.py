@@ -14,7 +14,7 @@ from stepaudio.errors import InputError
 
 
 def utterances(count=20):
-    said = Utterance(Path("a.flac"), "one two three four", 1.5, language="en", speaker="anna", teacher="hibari")
+    said = Utterance(Path("a.flac"), "this house is tall", 1.5, language="en", speaker="anna", teacher="hibari")
     return [replace(said, audio=Path(f"{n}.flac"), duration=1.5 + 0.01 * n) for n in range(count)]
 
 
@@ -23,13 +23,22 @@ def rejected(found):
 
 
 def test_what_is_good_stays_as_it_is():
-    ears = Ears(lambda u: "One, two, three, four!", lambda u: 3.0, lambda u: np.ones(2, np.float32))
+    ears = Ears(lambda u: "This, house, is tall!", lambda u: 3.0, lambda u: np.ones(2, np.float32))
     assert list(judged(utterances(), ears)) == utterances()
 
 
 def test_words_that_are_not_heard_are_a_reason():
-    ears = Ears(words=lambda u: "one two" if u.audio.stem == "3" else "one two three five")
-    assert rejected(judged(utterances(), ears)) == {3: "heard as 'one two'"}
+    ears = Ears(words=lambda u: "this house" if u.audio.stem == "3" else "this house is small")
+    assert rejected(judged(utterances(), ears)) == {3: "heard as 'this house'"}
+
+
+def test_numbers_are_compared_as_they_are_written():
+    said = [replace(u, text="it cost 863 dollars in 1956", spoken="it cost eight hundred") for u in utterances()]
+    assert rejected(judged(said, Ears(words=lambda u: "It cost $863 in 1956."))) == {}
+    found = rejected(judged(said, Ears(words=lambda u: "It cost $900 in 1966.")))
+    assert len(found) == len(said)
+    said = [replace(u, text="我想喝茶。", spoken="wo3 xiang3 he1 cha2", language="zh") for u in utterances()]
+    assert rejected(judged(said, Ears(words=lambda u: "我想喝茶"))) == {}
 
 
 def test_a_strange_pace_is_a_reason():

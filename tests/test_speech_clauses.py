@@ -111,6 +111,12 @@ def test_first_clause_is_out_before_the_sentence_ends() -> None:
     assert ClauseCutter().push("人工智能是计算机科学的一个重要分支") == ["人工智能"]
 
 
+def test_second_clause_is_rendered_while_the_first_is_heard() -> None:
+    text = "北京是一座历史悠久的城市，拥有丰富的文化遗产，和独特的文化氛围。"
+    assert cut(text) == ["北京是一座", "历史悠久的城市，", "拥有丰富的文化遗产，和独特的文化氛围。"]
+    assert cut(text, eager=False) == ["北京是一座历史悠久的城市，", "拥有丰富的文化遗产，和独特的文化氛围。"]
+
+
 def test_long_sentence_is_cut_before_a_function_word() -> None:
     clauses = cut("word " * 33 + "and " + "word " * 20, eager=False)
     assert [clause.split()[0] for clause in clauses] == ["word", "and"]

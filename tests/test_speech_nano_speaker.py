@@ -14,9 +14,10 @@ from stepaudio.data.manifest import Utterance, write_manifest
 from stepaudio.decoder.flow import Sampling
 from stepaudio.errors import InputError, MissingError, NotFoundError, TextError
 from stepaudio.speech.backends.phonemes import Pronunciation
-from stepaudio.speech.nano_voice.adapt import Adaptation, learn
+from stepaudio.speech.nano_voice.adapt import Adaptation, learn, prepare
 from stepaudio.speech.nano_voice.decoder import PACKAGED, VOICES, NanoDecoder, read_voices
 from stepaudio.speech.nano_voice.listener import TOKENIZER, NanoTranscriber
+from stepaudio.speech.nano_voice.report import page
 from stepaudio.speech.nano_voice.speaker import CLONE, SPEEDS, NanoSpeaker, _TextShare
 from stepaudio.speech.roles import Cloner, Reference, StyledSpeaker, Transcriber
 from stepaudio.speech.say import say
@@ -154,6 +155,33 @@ def test_adapting_moves_the_decoder_and_leaves_the_language_model(folder, tmp_pa
     made = NanoSpeaker(voice, steps=2)
     assert len(sound(made.speak("I like it", voice="tina"))) > 0
     made.close()
+
+
+def test_a_recording_that_cannot_be_read_stops_before_any_work(tmp_path):
+    recordings = tmp_path / "tina"
+    recordings.mkdir()
+    with pytest.raises(InputError, match="no recordings"):
+        prepare(recordings, tmp_path / "out", None, 10, print)
+    soundfile.write(recordings / "a.wav", nano_voice.tone(1.2), 24_000)
+    (recordings / "b.wav").write_text("no audio")
+    with pytest.raises(InputError, match=r"b\.wav"):
+        prepare(recordings, tmp_path / "out", None, 10, print)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_shows_every_sentence_before_and_after():
+    interval = {"value": 0.2, "low": 0.1, "high": 0.3}
+    said = [
+        {at: {"text": text, "file": f"{number}.wav", "heard": f"{at} | {text}"} for at in ("before", "after")}
+        for number, text in enumerate(["I like it", "you do"])
+    ]
+    figures = {"wer": interval, "similarity": interval}
+    changes = dict.fromkeys(("same_person", "similarity_gain", "wer_change"), interval)
+    counts = {"recordings": 30, "minutes": 3.5, "sentences": 2}
+    text = page({**counts, "before": figures, "after": figures, **changes, "said": said}, "tina")
+    assert text.count("20.0 % (10.0 to 30.0)") == 3
+    assert text.count("0.200 (0.100 to 0.300)") == 4
+    assert "| you do | [before / you do](samples/before/1.wav) | [after / you do](samples/after/1.wav) |" in text
 
 
 # ---------------------------------------------------------------- the shipped weights

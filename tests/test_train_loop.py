@@ -150,6 +150,16 @@ def test_a_killed_process_loses_nothing_but_time(tmp_path):
     assert written(tmp_path / "cut") == written(tmp_path / "whole")
 
 
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_goes_on(tmp_path):
+    whole = weights(finished(Line(), config(tmp_path))[0])
+    last = checkpoints(tmp_path)[-1]
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(InputError, match=f"{last.name} is damaged"):
+        Loop(Line(), config(tmp_path))
+    last.unlink()
+    assert torch.equal(weights(finished(Line(), config(tmp_path))[0]), whole)
+
+
 def test_another_task_is_not_continued(tmp_path):
     finished(Line(), config(tmp_path, steps=2))
     with pytest.raises(InputError, match="another model"):

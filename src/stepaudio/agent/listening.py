@@ -7,7 +7,6 @@ to be silent, to prepare a reply, to commit it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
 from stepaudio.agent import commands as cmd
@@ -19,6 +18,7 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
+from stepaudio.agent.user_turn import UserTurn
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
@@ -30,48 +30,8 @@ from stepaudio.agent.wording import (
 )
 
 _SHORTEST_COMMIT = 0.1
-_OVERHEAR_EVERY, _OVERHEAR_LEAST = 0.8, 0.3
-"""Seconds of speech between transcripts while the user speaks, and when a gap invites one sooner."""
 _MOST_PENDING = 8
 """Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
-
-
-@dataclass(slots=True)
-class _Turn:
-    """A stretch of user speech: one item to be."""
-
-    item_id: str
-    start: float
-    end: float
-    confirmed: bool = False
-    over: bool = False
-    transcript: str | None = None
-    """Of everything up to `end`; None while it is not known."""
-    language: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    text_job: str | None = None
-    overhear_job: str | None = None
-    overheard: float = 0.0
-    """Speech of this turn up to the last transcript that was asked for while it went on."""
-    overheard_to: float = 0.0
-    """Where the input ends that this transcript is of."""
-    overheard_text: tuple[str, str | None] | None = None
-    """This transcript and its language, once known."""
-    score_job: str | None = None
-    words_job: str | None = None
-    attempts: int = 0
-    voiced: float = 0.0
-    """Seconds of speech up to its last pause."""
-    owed: bool = False
-    """Whether it interrupted a reply of which nothing was heard."""
-    reply: bool = False
-    """Whether its end asks for a reply."""
-    spoke_until: float = 0.0
-    """Wall time of its last speech."""
-    decided: float = 0.0
-    """Wall time of the decision that it is over."""
-    transcribed: float = 0.0
-    """Wall time when its transcript was known."""
 
 
 class Listener:
@@ -90,9 +50,9 @@ class Listener:
         self.context = context
         self.playback = playback
         self.detector = TurnDetector(settings.turn)
-        self.turn: _Turn | None = None
+        self.turn: UserTurn | None = None
         """The turn that is running, confirmed or not."""
-        self.pending: dict[str, _Turn] = {}
+        self.pending: dict[str, UserTurn] = {}
         """The turns that are over and wait for their transcripts, by item."""
         self.input_start = 0.0
         """Where the input that belongs to no turn begins."""
@@ -161,11 +121,9 @@ class Listener:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
-        if turn.confirmed and self._may_speculate:
-            new = detector.voiced - turn.overheard
-            # A silent window may be the end: a transcript that is asked for now is there sooner than at the pause.
-            if new >= _OVERHEAR_EVERY or (new >= _OVERHEAR_LEAST and detector.silence > 0):
-                self._overhear(turn)
+        gap = detector.silence > 0
+        if turn.confirmed and self._may_speculate and turn.overhearing.due(detector.voiced, gap=gap):
+            self._overhear(turn)
 
     def _on_started(self, at: float, now: float) -> None:
         assert self.settings.turn is not None
@@ -174,11 +132,11 @@ class Listener:
             self._forget_text(self.turn)
             return
         start = max(self.input_start, at - self.settings.turn.prefix_padding)
-        self.turn = _Turn(self._new_id("item"), start, at)
+        self.turn = UserTurn(self._new_id("item"), start, at)
         if self.settings.turn.interrupt_after == 0 or not self.playback.audible(now):
             self._confirm(self.turn, now)
 
-    def _confirm(self, turn: _Turn, now: float) -> None:
+    def _confirm(self, turn: UserTurn, now: float) -> None:
         """This is a turn, whatever the agent is doing."""
         assert self.settings.turn is not None
         turn.confirmed = True
@@ -223,7 +181,7 @@ class Listener:
             if turn.text_job is None:
                 self._ask_text(turn, final=False)
 
-    def _close(self, turn: _Turn, now: float) -> None:
+    def _close(self, turn: UserTurn, now: float) -> None:
         """The turn is over: its item enters the conversation, with its transcript if that is known."""
         self.turn = None
         self._stop_overhearing(turn)
@@ -237,12 +195,12 @@ class Listener:
             previous = self.context.add(item)
         self._out(note.InputCommitted(item.id, previous))
         self._out(note.ItemAdded(item, previous))
-        if turn.transcript is not None:
+        if turn.transcript is not None and turn.text_job is None:
             self._finish(turn, now)
         else:
             self._await_transcript(turn, now)
 
-    def _finish(self, turn: _Turn, now: float) -> None:
+    def _finish(self, turn: UserTurn, now: float) -> None:
         """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a reply."""
         replies, text = self._replies, turn.transcript or ""
         with replies.own_change():
@@ -260,10 +218,10 @@ class Listener:
             replies.want()
 
     @staticmethod
-    def _clock(turn: _Turn) -> TurnClock:
+    def _clock(turn: UserTurn) -> TurnClock:
         return TurnClock(turn.item_id, turn.spoke_until, turn.decided, turn.transcribed)
 
-    def _drop_backchannel(self, turn: _Turn) -> None:
+    def _drop_backchannel(self, turn: UserTurn) -> None:
         self.turn = None
         self._stop_overhearing(turn)
         if turn.transcript:
@@ -271,7 +229,7 @@ class Listener:
 
     # ------------------------------------------------------------ transcripts and scores
 
-    def _ask_text(self, turn: _Turn, *, final: bool, own_audio: bool = False) -> None:
+    def _ask_text(self, turn: UserTurn, *, final: bool, own_audio: bool = False) -> None:
         turn.text_job = self._new_id("job")
         # The tail of the pause goes along: soft final sounds lie below the threshold of the detector.
         tail = self.settings.turn.pause if self.settings.turn is not None else 0.0
@@ -280,36 +238,46 @@ class Listener:
         language, hint = self.settings.language, self.settings.hint
         self._out(cmd.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
 
-    def _overhear(self, turn: _Turn) -> None:
+    def _overhear(self, turn: UserTurn) -> None:
         """Get to know what is said before it is over."""
-        if turn.overhear_job is None:
-            turn.overheard, turn.overheard_to = self.detector.voiced, self.detector.position
-            turn.overhear_job, turn.overheard_text = self._new_id("job"), None
-            span = turn.start, turn.overheard_to
-            self._out(cmd.Overhear(turn.overhear_job, *span, self.settings.language, self.settings.hint))
+        self._stop_overhearing(turn)
+        job, end = self._new_id("job"), self.detector.position
+        turn.overhearing.ask(job, self.detector.voiced, end)
+        self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))
 
-    def _on_overheard(self, turn: _Turn, text: str, language: str | None) -> None:
-        turn.overhear_job, turn.overheard_text = None, (text, language)
+    def _on_overheard(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
+        turn.overhearing.take(text, language)
         if text and turn.text_job is None and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(settled(text))
+        elif turn.text_job is not None:
+            self._take_early(turn, now)
 
-    def _stop_overhearing(self, turn: _Turn) -> None:
-        if turn.overhear_job is not None:
-            self._out(cmd.CancelTranscribe(turn.overhear_job))
-        turn.overhear_job = turn.overheard_text = None
+    def _stop_overhearing(self, turn: UserTurn) -> None:
+        job = turn.overhearing.stop()
+        if job is not None:
+            self._out(cmd.CancelTranscribe(job))
 
-    def _want_text(self, turn: _Turn, now: float) -> None:
+    def _want_text(self, turn: UserTurn, now: float) -> None:
         """Get the transcript of a turn that pauses, by one that is of all its speech already if there is one."""
-        complete = turn.overheard_to >= turn.end
-        if complete and turn.overhear_job is not None:
-            turn.text_job, turn.overhear_job = turn.overhear_job, None
-        elif complete and turn.overheard_text is not None:
-            self._take_transcript(turn, *turn.overheard_text, now)
+        overhearing = turn.overhearing
+        complete = overhearing.end >= turn.end
+        if complete and overhearing.job is not None:
+            turn.text_job, overhearing.job = overhearing.job, None
+        elif complete and overhearing.heard is not None:
+            self._take_transcript(turn, *overhearing.heard, now)
         else:
             self._ask_text(turn, final=False)
+            self._take_early(turn, now)
 
-    def _await_transcript(self, turn: _Turn, now: float, *, own_audio: bool = False) -> None:
+    def _take_early(self, turn: UserTurn, now: float) -> None:
+        """Prepare a reply to a transcript that lacks next to nothing while the whole one is being made."""
+        job, heard = turn.text_job, turn.overhearing.heard
+        if heard is not None and turn.confirmed and turn.overhearing.nearly_all(turn.voiced):
+            self._take_transcript(turn, *heard, now)
+            turn.text_job = job
+
+    def _await_transcript(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
         self.pending[turn.item_id] = turn
         if turn.text_job is None:
             self._ask_text(turn, final=True, own_audio=own_audio)
@@ -318,7 +286,7 @@ class Listener:
             self._out(cmd.CancelTranscribe(oldest.text_job or ""))
             self._fail(oldest, "The transcriber does not keep up.", now)
 
-    def _forget_text(self, turn: _Turn) -> None:
+    def _forget_text(self, turn: UserTurn) -> None:
         """The user goes on: what was known of the words, and how finished they looked, is out of date."""
         if turn.text_job is not None:
             self._out(cmd.CancelTranscribe(turn.text_job))
@@ -328,16 +296,20 @@ class Listener:
 
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
         """The words of a running or a closed turn are known."""
-        if self.turn is not None and self.turn.overhear_job == job:
-            self._on_overheard(self.turn, text, language)
+        if self.turn is not None and self.turn.overhearing.job == job:
+            self._on_overheard(self.turn, text, language, now)
         elif (turn := self._find(job)) is not None:
             self._take_transcript(turn, text, language, now)
 
-    def _take_transcript(self, turn: _Turn, text: str, language: str | None, now: float) -> None:
-        turn.text_job, turn.transcript, turn.language, turn.transcribed = None, text, language, now
+    def _take_transcript(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
+        again = text == turn.transcript
+        turn.text_job, turn.transcript, turn.language = None, text, language
+        turn.transcribed = turn.transcribed if again else now
         if turn is not self.turn:
             del self.pending[turn.item_id]
             self._finish(turn, now)
+            return
+        if again:
             return
         if not turn.confirmed:
             if not text or is_backchannel(text) or may_be_hum(text, turn.voiced):
@@ -360,8 +332,8 @@ class Listener:
 
     def on_no_transcript(self, job: str, message: str, now: float) -> None:
         """The transcriber has failed."""
-        if self.turn is not None and self.turn.overhear_job == job:
-            self.turn.overhear_job = None
+        if self.turn is not None and self.turn.overhearing.job == job:
+            self.turn.overhearing.job = None
             return
         turn = self._find(job)
         if turn is None:
@@ -372,7 +344,7 @@ class Listener:
         elif turn.over:
             self._drop_backchannel(turn)
 
-    def _fail(self, turn: _Turn, message: str, now: float) -> None:
+    def _fail(self, turn: UserTurn, message: str, now: float) -> None:
         """A closed turn stays without words; nobody replies to it."""
         del self.pending[turn.item_id]
         with self._replies.own_change():
@@ -395,7 +367,7 @@ class Listener:
 
     def hear_item(self, item_id: str, now: float) -> None:
         """Have the audio transcribed that came with an item."""
-        turn = _Turn(item_id, self.detector.position, self.detector.position)
+        turn = UserTurn(item_id, self.detector.position, self.detector.position)
         self._await_transcript(turn, now, own_audio=True)
 
     def forget(self, item_id: str) -> None:
@@ -409,11 +381,11 @@ class Listener:
         if self.turn is not None and self.turn.transcript is not None and self.detector.phase == "paused":
             self._attempt(self.turn, now)
 
-    def _find(self, job: str) -> _Turn | None:
+    def _find(self, job: str) -> UserTurn | None:
         turns = [*self.pending.values(), *([self.turn] if self.turn else [])]
         return next((turn for turn in turns if turn.text_job == job), None)
 
-    def _score(self, turn: _Turn, scorer: str, probability: float) -> None:
+    def _score(self, turn: UserTurn, scorer: str, probability: float) -> None:
         turn.scores[scorer] = probability
         self.detector.score = combine(turn.scores.values())
 
@@ -422,7 +394,7 @@ class Listener:
         config = self.settings.turn
         return self.settings.speculation.enabled and config is not None and config.create_response
 
-    def _attempt(self, turn: _Turn, now: float) -> None:
+    def _attempt(self, turn: UserTurn, now: float) -> None:
         """The user has paused and the words are known: prepare a reply, unless there is one to the same words."""
         replies, text = self._replies, turn.transcript or ""
         if replies.speculation is not None:
@@ -451,7 +423,7 @@ class Listener:
         if self.settings.turn is None:
             if position - self.input_start < _SHORTEST_COMMIT:
                 self._refuse_commit()
-            turn = _Turn(self._new_id("item"), self.input_start, position, confirmed=True)
+            turn = UserTurn(self._new_id("item"), self.input_start, position, confirmed=True)
         elif turn is None:
             self._refuse_commit()
         else:

@@ -149,10 +149,10 @@ class Ticket:
 
 
 class Scheduler:
-    """The places for all sessions of a process; by default as many replies at once as the machine has cores. A reply
-    that is awaited begins within `patience` seconds or is refused."""
+    """The places for all sessions of a process; by default as many for hearing, and for replying, as the machine
+    has cores. A reply that is awaited begins within `patience` seconds or is refused."""
 
     def __init__(self, *, hearing: int | None = None, replying: int | None = None, patience: float = 5.0) -> None:
         cores = os.cpu_count() or 1
-        self.hearing = Lane(hearing or max(1, cores // 2))
+        self.hearing = Lane(hearing or cores)
         self.replying = Lane(replying or max(2, cores), patience=patience)

@@ -8,7 +8,6 @@ timer.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 import time
@@ -28,8 +27,10 @@ from stepaudio.agent.replying import Models, make_reply
 from stepaudio.agent.ring import InputRing
 from stepaudio.agent.scheduler import Scheduler, Ticket, Urgency
 from stepaudio.agent.settings import Settings
-from stepaudio.agent.tools import ClientTools, ToolProvider, encode
+from stepaudio.agent.tool_threads import ToolThreads
+from stepaudio.agent.tools import ClientTools, ToolProvider
 from stepaudio.agent.turn import WINDOW
+from stepaudio.agent.watchdog import Watchdog
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import GatedVadStream
 from stepaudio.errors import BusyError, StepAudioError
@@ -49,8 +50,6 @@ _OVERDUE = 0.05
 _WARMING = "warm"
 _ENOUGH_AHEAD = 2.0
 """Seconds of audio ahead of the listener with which a reply can let others go first."""
-_MOST_TOOL_THREADS = 16
-"""Tools that block may be given up, but not stopped; beyond so many a session starts no more."""
 
 
 _Failed = Callable[[str, str], ev.Event]
@@ -88,7 +87,7 @@ class Session:
         self._models = models
         self._scheduler = scheduler
         self._emit = emit
-        self._tools = tools or ClientTools()
+        self._tools = ToolThreads(tools or ClientTools())
         self._clock = clock
         self._patience = patience
         self._room = room or asyncio.Event()
@@ -104,7 +103,6 @@ class Session:
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
         self._to_warm: cmd.Warm | None = None
-        self._tool_threads = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
         self._pressure = 0.0
@@ -210,7 +208,7 @@ class Session:
             if item == item_id and job in self._tickets:
                 self._tickets[job].hurry()
 
-    async def _guard(self, key: str, failed: _Failed, work: Callable[[_Watchdog], Coroutine[Any, Any, None]]) -> None:
+    async def _guard(self, key: str, failed: _Failed, work: Callable[[Watchdog], Coroutine[Any, Any, None]]) -> None:
         """Await the work on a command. `failed(message, code)` is handled when a model fails; when it hangs, at once,
         although the thread behind it may take its time to end."""
 
@@ -221,7 +219,7 @@ class Session:
                 self.handle(failed(f"The models did not answer within {self._patience:g} s.", "timeout"))
                 self._work[key].cancel()
 
-        watchdog = _Watchdog(self._patience, late)
+        watchdog = Watchdog(self._patience, late)
         try:
             await work(watchdog)
         except StepAudioError as error:
@@ -241,7 +239,7 @@ class Session:
             samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
         urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
 
-        async def work(watchdog: _Watchdog) -> None:
+        async def work(watchdog: Watchdog) -> None:
             async with self._place(command.job, urgency):
                 transcript = await aio.run(partial(self._hear, command, samples))
             self._language = transcript.language or self._language
@@ -257,7 +255,7 @@ class Session:
             return
         samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
 
-        async def work(watchdog: _Watchdog) -> None:
+        async def work(watchdog: Watchdog) -> None:
             async with self._place(command.job, Urgency.SPECULATIVE):
                 transcript = await aio.run(partial(self._hear, command, samples))
             self._heard = transcript.text.strip(), samples
@@ -314,7 +312,7 @@ class Session:
             asked = replace(start, messages=messages)
             return make_reply(self._models, asked, language=language, go=going, aloud=aloud, cancel=cancel)
 
-        async def work(watchdog: _Watchdog) -> None:
+        async def work(watchdog: Watchdog) -> None:
             if warming is not None:  # what it has read would not be known where another reads at the same time
                 await asyncio.wait([warming])
             # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
@@ -368,10 +366,7 @@ class Session:
 
     async def _run_tool(self, call: ToolCall) -> None:
         try:
-            if self._tool_threads >= _MOST_TOOL_THREADS:
-                raise BusyError("Too many calls have not come to an end.")
-            result = await self._call_tool(call)
-            output = encode(await result if inspect.isawaitable(result) else result)
+            output = await self._tools.run(call)
         except Exception as error:
             if not isinstance(error, StepAudioError):
                 log.warning("The tool %s failed", call.name, exc_info=error)
@@ -379,42 +374,13 @@ class Session:
         else:
             self.handle(ev.ToolFinished(call.id, output))
 
-    async def _call_tool(self, call: ToolCall) -> Any:
-        """In a thread, which may outlive the call: Python cannot stop it."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future()
-
-        def settle(result: Any, error: BaseException | None) -> None:
-            self._tool_threads -= 1
-            if answer.done():
-                if inspect.iscoroutine(result):
-                    result.close()
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
-
-        def work() -> None:
-            result, failure = None, None
-            try:
-                result = self._tools.run(call)
-            except BaseException as error:
-                failure = error
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(settle, result, failure)
-
-        self._tool_threads += 1
-        threading.Thread(target=work, name="stepaudio-tool", daemon=True).start()
-        return await answer
-
     async def _summarise(self, command: cmd.Summarise) -> None:
         def write(cancel: threading.Event) -> str:
             sampling = Sampling(max_tokens=256)
             events = self._models.responder.respond(command.messages, sampling=sampling, cancel=cancel)
             return "".join(event.text for event in events if isinstance(event, TextDelta))
 
-        async def work(watchdog: _Watchdog) -> None:
+        async def work(watchdog: Watchdog) -> None:
             async with self._scheduler.replying.ticket(Urgency.BACKGROUND):
                 watchdog.calm()
                 text = await aio.run(write)
@@ -450,26 +416,3 @@ def _as_heard(
     if heard is None or not said or said != heard[0]:
         return messages
     return tuple(with_audio(messages, responder, heard[1]))
-
-
-class _Watchdog:
-    """Calls `late` when `calm` was not called for `patience` seconds."""
-
-    def __init__(self, patience: float, late: Callable[[], None]) -> None:
-        self._patience = patience
-        self._late = late
-        self._loop = asyncio.get_running_loop()
-        self.calm()
-        self._timer = self._loop.call_at(self._due, self._look)
-
-    def calm(self) -> None:
-        self._due = self._loop.time() + self._patience
-
-    def stop(self) -> None:
-        self._timer.cancel()
-
-    def _look(self) -> None:
-        if self._loop.time() >= self._due:
-            self._late()
-        if self._loop.time() < self._due:  # what is late for good is not told of twice
-            self._timer = self._loop.call_at(self._due, self._look)

@@ -76,7 +76,6 @@ def filter(
     from collections import Counter
 
     from stepaudio import load
-    from stepaudio.audio import io
     from stepaudio.data import filters
     from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
     from stepaudio.eval.metrics.mos import RATE, DnsMos
@@ -86,13 +85,13 @@ def filter(
     mos = DnsMos(Store().verified(catalogue()["dnsmos"]) / "sig_bak_ovr.onnx")
 
     def words(utterance: Utterance) -> str:
-        samples = io.read(utterance.audio, rate=models.transcriber.rate)
+        samples = utterance.samples(models.transcriber.rate)
         return models.transcriber.transcribe(samples, language=utterance.language or None).text
 
     ears = filters.Ears(
         words,
-        lambda utterance: mos.score(io.read(utterance.audio, rate=RATE)).overall,
-        lambda utterance: models.speaker_encoder.embed(io.read(utterance.audio, rate=models.speaker_encoder.rate)),
+        lambda utterance: mos.score(utterance.samples(RATE)).overall,
+        lambda utterance: models.speaker_encoder.embed(utterance.samples(models.speaker_encoder.rate)),
     )
     utterances = read_manifest(manifest)
     kept = []

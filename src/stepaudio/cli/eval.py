@@ -52,7 +52,7 @@ def _run(
     judge_seeds: Annotated[int, typer.Option(help="Verdicts an item.", min=1)] = 1,
     judge_key: Annotated[str | None, typer.Option(help="The judge's key.", envvar="STEPAUDIO_JUDGE_KEY")] = None,
     api_key: Annotated[str | None, typer.Option(help="The system's key.", envvar="STEPAUDIO_API_KEY")] = None,
-    conversations: Annotated[int, typer.Option(help="Of the task live, five turns each.", min=1)] = 2,
+    conversations: Annotated[int, typer.Option(help="Of the task live, five turns each; 0 leaves it out.", min=0)] = 2,
     json: JsonOption = False,
 ) -> None:
     try:

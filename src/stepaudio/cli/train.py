@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +12,16 @@ import typer
 
 from stepaudio.cli import train_voice
 from stepaudio.cli.output import JsonOption, console, print_json, progress
-from stepaudio.errors import MissingError
+from stepaudio.cli.training import (
+    OutOption,
+    RateOption,
+    SaveOption,
+    SeedOption,
+    StepsOption,
+    ThreadsOption,
+    follow,
+    use_torch,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Train models.")
 for verb in (train_voice.flow, train_voice.vocoder, train_voice.voice):
@@ -35,32 +42,29 @@ def _options() -> None:
 def tokenizer(
     branch: Annotated[Branch, typer.Argument(help="The codebook to train.")],
     manifest: Annotated[Path, typer.Argument(help="manifest.jsonl; its lines of the split train are used.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")],
+    out: OutOption,
     sentences: Annotated[
         Path | None, typer.Option(help="sentences.tsv: more text for the words of the semantic reader.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 5000,
+    steps: StepsOption = 5000,
     batch_seconds: Annotated[float, typer.Option(help="Audio of an update, in seconds.", min=1)] = 40.0,
     width: Annotated[int | None, typer.Option(help="Width of the encoder.")] = None,
     vq: Annotated[bool, typer.Option("--vq", help="A learned codebook instead of FSQ, for semantic codes.")] = False,
     codes: Annotated[int, typer.Option(help="Size of the linguistic codebook.", min=2)] = 1024,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 2e-3,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
-    threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
+    learning_rate: RateOption = 2e-3,
+    save_every: SaveOption = 200,
+    threads: ThreadsOption = 1,
+    seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Train one half of a tokenizer on transcribed speech and export it; stop it at any time, it goes on from there.
 
     A folder with both halves, semantic.safetensors and linguistic.safetensors, is a tokenizer.
     """
-    _require_torch()
-    import torch
-
+    use_torch(threads)
     from stepaudio.train.asr import RecognizerConfig
     from stepaudio.train.tokenizer import TrainConfig, fit_linguistic, linguistic_recipe, train
 
-    torch.set_num_threads(threads)
     semantic = branch is Branch.SEMANTIC
     model = RecognizerConfig(quantizer="vq" if vq else "fsq") if semantic else linguistic_recipe()
     config = TrainConfig(
@@ -103,30 +107,28 @@ def tokenizer(
 def lm(
     recipe: Annotated[str, typer.Argument(help="cpu_smoke, cpu_nano, h100_30min, paper_3b or paper_130b.")],
     manifest: Annotated[Path, typer.Argument(help="A manifest that `stepaudio data tokenize` has tokenized.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")],
+    out: OutOption,
     start: Annotated[
         Path | None, typer.Option("--from", help="Begin with a checkpoint: ours, or a Hugging Face causal LM's folder.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="More text for the paper's layout: a document per line.")] = None,
     tokenizer: Annotated[str, typer.Option(help="The tokenizer whose codes are read.")] = "nano-tokenizer",
     tokens: Annotated[float | None, typer.Option(help="Of all stages together, instead of the recipe's.")] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)] = 200,
-    threads: Annotated[int | None, typer.Option(help="Threads of torch.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    save_every: SaveOption = 200,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; as many as it likes if not given.", min=1)
+    ] = None,
+    seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Train a language model by a recipe; stop it at any time, it goes on from there.
 
     Under torchrun, all processes share one run: torchrun --nproc-per-node=8 $(command -v stepaudio) train lm ...
     """
-    _require_torch()
-    import torch
-
+    use_torch(threads)
     from stepaudio.train.recipes import recipe as named
     from stepaudio.train.stages import MODEL, train_lm
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     chosen = named(recipe) if tokens is None else named(recipe).scaled(tokens)
     lines = train_lm(
         chosen, manifest, out, tokenizer=tokenizer, start=start, text=text, save_every=save_every, seed=seed
@@ -147,7 +149,7 @@ def plan(
     json: JsonOption = False,
 ) -> None:
     """What a recipe costs: parameters, tokens, operations, memory, and hours on named hardware."""
-    _require_torch()
+    use_torch()
     from dataclasses import asdict
 
     from stepaudio.train.plan import plan as reckon
@@ -159,22 +161,3 @@ def plan(
         print_json(asdict(planned))
     else:
         print(table(planned))
-
-
-def follow(lines: Iterator[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
-    """Show a run's lines as a bar with its loss, speed and time left; returns the last one."""
-    last: dict[str, Any] = {}
-    with progress(quiet=quiet) as bars:
-        tasks: dict[str, Any] = {}
-        for last in lines:
-            stage = str(last.get("stage", "training"))
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=last["steps"])
-            speed = f"{last['tokens_per_second']:,.0f}/s" + (f", {last['mfu']:.0%} MFU" if "mfu" in last else "")
-            bars.update(tasks[stage], completed=last["step"], description=f"{stage}: loss {last['loss']:.3f}, {speed}")
-    return last
-
-
-def _require_torch() -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise MissingError("training needs torch; run: pip install 'stepaudio[train]'")

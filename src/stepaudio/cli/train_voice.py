@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stepaudio.cli.output import BundleOption, JsonOption, console, print_json, progress
-from stepaudio.errors import MissingError
+from stepaudio.cli.output import BundleOption, JsonOption, console, print_json
+from stepaudio.cli.training import (
+    OutOption,
+    RateOption,
+    SaveOption,
+    SeedOption,
+    StepsOption,
+    ThreadsOption,
+    follow,
+    use_torch,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stepaudio.train.log import Line
 
 ManifestArgument = Annotated[Path, typer.Argument(help="manifest.jsonl of `stepaudio data synthesize`.")]
-OutOption = Annotated[Path, typer.Option("-o", "--output", help="Folder of the run; a run that is there goes on.")]
-ThreadsOption = Annotated[int, typer.Option(help="Threads of torch.", min=1)]
-SeedOption = Annotated[int, typer.Option(help="Seed of weights and order.")]
-SaveOption = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1)]
 
 
 def flow(
     manifest: ManifestArgument,
     out: OutOption,
-    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 4000,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 1.5e-3,
+    init: Annotated[
+        Path | None, typer.Option(help="Folder of flow.safetensors and timbre.safetensors to begin with.")
+    ] = None,
+    steps: StepsOption = 4000,
+    learning_rate: RateOption = 1.5e-3,
     save_every: SaveOption = 200,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Train a flow on tokenized speech: codes to mel frames, in the voice of another clip of the speaker."""
-    _use_torch(threads)
+    use_torch(threads)
     from stepaudio.train.flow import FlowTraining, train_flow
     from stepaudio.train.loop import LoopConfig
 
     config = LoopConfig(out, steps, ema=0.998, save_every=save_every, seed=seed)
-    training = FlowTraining(learning_rate=learning_rate, seed=seed)
+    training = FlowTraining(init=init, learning_rate=learning_rate, seed=seed)
     _show(train_flow(manifest, config, training), out / "flow.safetensors", steps, json)
 
 
@@ -49,15 +57,15 @@ def vocoder(
         bool, typer.Option("--adversarial", help="The second stage, against discriminators; needs --init.")
     ] = False,
     init: Annotated[Path | None, typer.Option(help="vocoder.safetensors to begin with.")] = None,
-    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 2400,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 1e-3,
+    steps: StepsOption = 2400,
+    learning_rate: RateOption = 1e-3,
     save_every: SaveOption = 200,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
     json: JsonOption = False,
 ) -> None:
     """Train a vocoder: mel frames to sound, by spectra first, then against discriminators."""
-    _use_torch(threads)
+    use_torch(threads)
     from stepaudio.train.loop import LoopConfig
     from stepaudio.train.vocoder import VocoderConfig, train_vocoder
 
@@ -76,8 +84,8 @@ def vocoder(
 def voice(
     speaker: Annotated[Path, typer.Option(help="A folder of recordings of one person; its name is the voice's.")],
     out: OutOption,
-    steps: Annotated[int, typer.Option(help="Updates.", min=1)] = 300,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the schedule.")] = 4e-4,
+    steps: StepsOption = 300,
+    learning_rate: RateOption = 4e-4,
     kept_apart: Annotated[int, typer.Option(help="One recording in so many is for the report.", min=2)] = 10,
     threads: ThreadsOption = 1,
     seed: SeedOption = 0,
@@ -88,7 +96,7 @@ def voice(
 
     The folder of the run then has a bundle NAME.toml: stepaudio say TEXT --bundle OUT/NAME.toml.
     """
-    _use_torch(threads)
+    use_torch(threads)
     from stepaudio import load
     from stepaudio.speech.nano_voice.adapt import Adaptation, adapt
 
@@ -103,25 +111,12 @@ def voice(
         console().print(f"{name:<8}{wer['value']:.1%} words wrong, similarity {near['value']:.3f}")
     gain = report["similarity_gain"]
     console().print(f"similarity gained {gain['value']:.3f} ({gain['low']:.3f} to {gain['high']:.3f})")
-    console().print(f"{out / f'{speaker.name}.toml'} is the bundle, {out / 'samples'} has the sentences")
-
-
-def _use_torch(threads: int) -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise MissingError("training needs torch; run: pip install 'stepaudio[train]'")
-    import torch
-
-    torch.set_num_threads(threads)
+    console().print(f"{out / f'{speaker.name}.toml'} is the bundle, {out / 'report.md'} has the sentences")
 
 
 def _show(lines: Iterator[Line], made: Path, steps: int, json: bool) -> None:
-    """A bar that follows a run's log, and what it made."""
-    last: dict[str, Any] = {}
-    with progress(quiet=json) as bars:
-        task = bars.add_task("training", total=steps)
-        for line in lines:
-            last = line
-            bars.update(task, completed=line["step"], description=f"loss {line['loss']:.3f}")
+    """Follow a run, and say what it made."""
+    last = follow(lines, quiet=json)
     if json:
         print_json({"output": str(made), **last})
     else:

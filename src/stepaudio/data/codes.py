@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.errors import InputError, MissingError
 from stepaudio.tokenizer.fbank import RATE
@@ -33,7 +32,7 @@ def tokenize_manifest(manifest: Path, tokenizer: Tokenizer, name: str) -> Iterat
     folder.mkdir(parents=True, exist_ok=True)
     for path, group in _groups(manifest, read_manifest(manifest), folder):
         if not path.is_file():
-            codes = [tokenizer.encode(io.read(utterance.audio, rate=RATE)) for utterance in group]
+            codes = [tokenizer.encode(utterance.samples(RATE)) for utterance in group]
             half = path.with_suffix(".half.npz")
             np.savez(half, **_flat("linguistic", codes), **_flat("semantic", codes))  # type: ignore[arg-type]
             os.replace(half, path)

@@ -65,10 +65,9 @@ def judged(
 def _heard(utterance: Utterance, ears: Ears, limits: Limits, sums: dict[str, NDArray[np.float32]]) -> str:
     """Why an utterance is rejected by ear, or nothing; `sums` are the voices of those that were not."""
     if ears.words is not None:
-        wanted = spoken(utterance.words, utterance.language or "en").split()
         heard = ears.words(utterance)
-        errors = word_errors(wanted, spoken(heard, utterance.language or "en").split())
-        if errors > limits.words * len(wanted):
+        wanted = tokens(utterance.text, utterance.language)
+        if word_errors(wanted, tokens(heard, utterance.language)) > limits.words * len(wanted):
             return f"heard as {heard!r}"
     if ears.quality is not None and (quality := ears.quality(utterance)) < limits.quality:
         return f"quality {quality:.2f}"
@@ -79,6 +78,14 @@ def _heard(utterance: Utterance, ears: Ears, limits: Limits, sums: dict[str, NDA
             return f"similarity {near:.2f} to {utterance.speaker}"
         sums[utterance.speaker] = vector if known is None else known + vector
     return ""
+
+
+def tokens(text: str, language: str) -> list[str]:
+    """What is compared of a text and of what was heard: English words by OpenAI's normaliser, which writes numbers as
+    figures as recognisers do; Chinese as pinyin."""
+    from stepaudio.eval.normalise.english import whisper_en
+
+    return spoken(text, "zh").split() if language == "zh" else whisper_en(text)
 
 
 def word_errors(wanted: Sequence[str], heard: Sequence[str]) -> int:

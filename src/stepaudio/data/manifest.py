@@ -23,7 +23,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from stepaudio.errors import InputError, MissingError
+from stepaudio.audio import io
+from stepaudio.audio.pcm import Samples
+from stepaudio.errors import AudioError, InputError, MissingError
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Utterance:
     def words(self) -> str:
         """What is said, as far as it is known."""
         return self.spoken or self.text
+
+    def samples(self, rate: int) -> Samples:
+        """The recording [T] at `rate`. Raises AudioError, which names the file."""
+        return read_audio(self.audio, rate)
 
     def line(self) -> str:
         """The manifest's line, without what is unknown."""
@@ -75,6 +81,14 @@ def read_manifest(path: Path, *, split: str | None = None) -> list[Utterance]:
     if not utterances:
         raise InputError(f"{path} is empty" if split is None else f"{path} has no line of the split {split!r}")
     return utterances
+
+
+def read_audio(path: Path, rate: int) -> Samples:
+    """One recording of many [T] at `rate`. Raises AudioError, which names the file."""
+    try:
+        return io.read(path, rate=rate)
+    except AudioError as error:
+        raise error if str(path) in str(error) else AudioError(f"{path}: {error}") from error
 
 
 def parse(entry: Any, folder: Path) -> Utterance:

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance
 from stepaudio.data.text import spoken
 from stepaudio.eval.metrics.errors import count_errors
@@ -46,7 +45,7 @@ def hear(folder: str | Path, utterances: Sequence[Utterance]) -> Iterator[Heard]
     literate = load_reader(find(folder) / FILE) if (find(folder) / FILE).is_file() else None
     with DualTokenizer.load(folder) as tokenizer:
         for utterance in utterances:
-            codes = tokenizer.encode(io.read(utterance.audio, rate=RATE))
+            codes = tokenizer.encode(utterance.samples(RATE))
             read = {}
             if literate is not None:
                 # A reader stands only beside a tokenizer of our kind, whose semantic branch has a quantiser.

@@ -14,6 +14,8 @@ from stepaudio.eval.store import Store, key
 from stepaudio.eval.systems import System
 from stepaudio.eval.tasks.base import Task
 
+SCORERS = 2
+"""Items that are scored at once: two verdicts share every pass over the weights of a judge that is here."""
 Doing = Callable[[str, int], Callable[[], None]]
 """Called with what is done next and in how many steps; returns what to call after each."""
 
@@ -36,10 +38,14 @@ def run_task(
     outputs = collect(items, system, store, doing=doing)
     step = doing(f"{task.name}: scoring", len(items))
     metrics = task.metrics(items, instruments)
-    rows = []
-    for item, (output, name) in zip(items, outputs, strict=True):
-        rows.append(_row(task, item, output, name, store, instruments))
+
+    def score(item: Item, made: tuple[Output, str]) -> Row:
+        row = _row(task, item, *made, store, instruments)
         step()
+        return row
+
+    with ThreadPoolExecutor(SCORERS) as pool:
+        rows = list(pool.map(score, items, outputs))
     counted = task.counted(rows)
     return TaskResult(
         task.name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -81,6 +82,6 @@ class Store:
     def _write(self, name: str, content: Any) -> None:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
+        partial = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}.part")
         partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         partial.replace(path)

@@ -56,7 +56,7 @@ def run_suite(plan: Plan, doing: Doing) -> tuple[Run, Path]:
     if len(plan.tasks) > 1 and plan.protocol != "strict":
         raise InputError(f"the protocol {plan.protocol} belongs to one task: run that task alone", param="protocol")
     store = Store(plan.out / "cache")
-    system = open_system(plan.system, key=plan.key)
+    system = open_system(plan.system, key=plan.key, store=store)
     instruments = Instruments(plan.instruments, store, sets=plan.sets)
     folder = plan.out / (plan.name or system.name)
     try:
@@ -99,6 +99,8 @@ def _begun(plan: Plan, system: System, folder: Path) -> Run:
 
 def _cannot(name: str, system: System, plan: Plan) -> str | None:
     """Why a system cannot be asked a task; None if it can."""
+    if name == LIVE and not plan.conversations:
+        return "no conversations were asked for"
     kind: Kind = "converse" if name == LIVE else open_task(name).kind
     talks = not Path(plan.system).is_dir()
     if kind not in system.kinds or (name == LIVE and not talks):

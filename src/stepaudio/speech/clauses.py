@@ -54,7 +54,7 @@ class ClauseCutter:
     def reset(self) -> None:
         self._text = ""
         self._beats = 0
-        self._first = True
+        self._spoken = 0  # clauses with something to say, so far
 
     def push(self, delta: str) -> list[str]:
         clauses = []
@@ -75,7 +75,7 @@ class ClauseCutter:
         self._beats = len(_BEAT.findall(self._text))
         if not clause:
             return []
-        self._first = self._first and not any(char.isalnum() for char in clause)
+        self._spoken += any(char.isalnum() for char in clause)
         return [clause]
 
     def _cut(self, char: str) -> int | None:
@@ -124,15 +124,17 @@ class ClauseCutter:
     @property
     def _shortest(self) -> int:
         """Beats (words or Han characters) that a clause needs before it may end at a comma."""
-        return 3 if self._first else 12
+        if self._spoken == 1 and self.eager:
+            return 6  # it is rendered while the first one, which is short, is heard
+        return 12 if self._spoken else 3
 
     def _cut_without_mark(self, char: str, gap: bool) -> int | None:
         """Cut a clause that has grown long: before a function word, at last anywhere between words."""
-        soft, hard = (4, 7) if self._first and self.eager else (32, 44)
+        soft, hard = (4, 7) if self.eager and not self._spoken else (32, 44)
         text = self._text
         if _HAN.match(text[-1]):
             # A Han character holds about half of what an English word does.
-            soft, hard = (4, 10) if self._first and self.eager else (48, 64)
+            soft, hard = (4, 10) if self.eager and not self._spoken else (48, 64)
             if self._beats < soft or not _HAN.match(char) or char in _HAN_FOLLOWERS:
                 return None
             if char in _HAN_OPENERS or text[-1] in _HAN_FOLLOWERS or self._beats >= hard:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepaudio.audio import io
 from stepaudio.audio.pcm import Samples
 from stepaudio.data.codes import read_tokenized
 from stepaudio.data.manifest import Utterance
@@ -57,7 +56,7 @@ class Recordings:
     def __getitem__(self, index: int) -> Clip:
         if index not in self._made:
             utterance, codes = self._tokenized[index]
-            samples = io.read(utterance.audio, rate=self._spec.rate)
+            samples = utterance.samples(self._spec.rate)
             self._made[index] = clip(samples, codes, self._spec)
         return self._made[index]
 

@@ -13,7 +13,7 @@ Shapes: B clips, R rows, T mel frames, M mel bands.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -56,11 +56,12 @@ _CHUNKS = (None, Chunks(), Chunks((6, 12, 24)))
 
 @dataclass(frozen=True)
 class FlowTraining:
-    """Sizes, and how often what is dropped."""
+    """Sizes, and how often what is dropped. `init` is a folder with weights to begin with, whose sizes they keep."""
 
     flow: FlowConfig = NANO
     timbre: TimbreConfig = NANO_TIMBRE
-    batch_seconds: float = 24.0
+    init: Path | None = None
+    batch_seconds: float = 32.0
     learning_rate: float = 1e-3
     drop: float = 0.1
     """All conditions together, for guidance."""
@@ -109,8 +110,12 @@ def train_flow(
     """Learn from a tokenized manifest's split train, or go on where a run in `config.out` stopped, giving its log; at
     the end the folder has `flow.safetensors` and `timbre.safetensors`. Raises MissingError and InputError."""
     training = training or FlowTraining()
-    task = FlowTask(training, Recordings.read(manifest, tokenizer, training.spec))
-    if not checkpoints(config.out):
+    speech = None
+    if training.init is not None:
+        speech = load_speech(training.init)
+        training = replace(training, flow=speech.flow.config, timbre=speech.timbre.config)
+    task = FlowTask(training, Recordings.read(manifest, tokenizer, training.spec), speech)
+    if speech is None and not checkpoints(config.out):
         begin_codes(task.model.flow, tokenizer)
     loop = Loop(task, config)
     yield from loop.run()

@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -327,7 +328,10 @@ class Loop(Generic[Item, B]):
         saved = checkpoints(self.config.out)
         if not saved:
             return
-        state = torch.load(saved[-1], weights_only=True, map_location="cpu")
+        try:
+            state = torch.load(saved[-1], weights_only=True, map_location="cpu")
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise InputError(f"{saved[-1]} is damaged: remove it, and the run goes on from the one before") from error
         if state["identity"] != _identity(self.task, self.config):
             raise InputError(f"{saved[-1]} is of another model, data or seed: choose another folder")
         like = self.world.like

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
 from stepaudio.tokenizer.fbank import RATE, Floats, KaldiFbank
@@ -17,7 +16,7 @@ from stepaudio.tokenizer.lfr import LfrFrontend
 
 def samples(utterance: Utterance) -> Floats:
     """The recording at 16 kHz, at the loudness the tokenizer hears."""
-    return normalise_peak(io.read(utterance.audio, rate=RATE))
+    return normalise_peak(utterance.samples(RATE))
 
 
 def phoneme_labels(

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from stepaudio.audio import io
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.vocos import VOCODER, Vocos, VocosConfig, load_vocos, save_vocos
@@ -134,7 +133,7 @@ class VocoderTask(Task[Item, Segments]):
         length = self.config.frames * self.spec.hop
         rows = []
         for index, begin in item:
-            samples = io.read(self.utterances[index].audio, rate=self.spec.rate)
+            samples = self.utterances[index].samples(self.spec.rate)
             start = int(begin * max(0, len(samples) - length))
             cut = torch.from_numpy(samples[start : start + length])
             rows.append(F.pad(cut, (0, length - len(cut))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ from stepaudio.eval.metrics.agreement import Level, krippendorff_alpha
 
 if TYPE_CHECKING:
     from stepaudio.eval.judges.judge import Judge
+
+_AT_ONCE = 2
+"""Verdicts that are asked for at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,8 @@ def calibrate(judge: Judge, prompt: Prompt, folder: Path) -> tuple[Agreement, ..
     if not path.is_file():
         return ()
     items = read_calibration(path, prompt)
-    verdicts = [_verdict(judge, prompt, item) for item in items]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        verdicts = list(pool.map(lambda item: _verdict(judge, prompt, item), items))
     raters = items[0].get("raters", "people")
     return tuple(_agreement(name, items, verdicts, prompt, raters) for name in prompt.judged)
 

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from stepaudio.errors import InputError
 from stepaudio.eval.items import Kind, Reply, Request
+from stepaudio.eval.store import Store
 
 MAX_TOKENS = 200
 """Longest reply, in the tokens of the system's model: spoken replies are short."""
@@ -46,8 +47,9 @@ class System(Protocol):
     def close(self) -> None: ...
 
 
-def open_system(written: str, *, key: str | None = None) -> System:
-    """The system of that line. `key` is for endpoints that ask for one. Raises InputError, NotFoundError."""
+def open_system(written: str, *, key: str | None = None, store: Store | None = None) -> System:
+    """The system of that line. `key` is for endpoints that ask for one; bundles keep in the `store` what
+    others can use. Raises InputError, NotFoundError."""
     if not written:
         raise InputError("name a system: a bundle, a URL, codec:NAME or a folder of outputs", param="system")
     scheme = written.partition("://")[0]
@@ -69,4 +71,4 @@ def open_system(written: str, *, key: str | None = None) -> System:
         return FolderSystem(Path(written))
     from stepaudio.eval.systems.bundle import BundleSystem
 
-    return BundleSystem(written)
+    return BundleSystem(written, store)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from stepaudio.errors import InputError
 from stepaudio.eval.items import Audio, Call, Kind, Reply, Request, Turn
-from stepaudio.eval.store import key
+from stepaudio.eval.store import Store, key
 from stepaudio.eval.systems import MAX_TOKENS
-from stepaudio.speech.answer import Answered, Called, Heard, Said
+from stepaudio.eval.systems.remembering import RememberingResponder
+from stepaudio.speech.answer import Answered, Called, Heard, Said, answer
 from stepaudio.speech.bundle import load
 from stepaudio.speech.bundle_spec import BundleSpec
-from stepaudio.speech.roles import Message, Sampling, Speech
+from stepaudio.speech.roles import HearingResponder, Message, Responder, Sampling, Speech
 
 _NEEDS: dict[Kind, tuple[str, ...]] = {
     "transcribe": ("vad", "transcriber"),
@@ -25,10 +27,14 @@ _FIRST_WORDS = {"en": "Good morning.", "zh": "早上好。"}
 
 
 class BundleSystem:
-    """The abilities of a bundle. Replies are greedy, so one seed is all there is."""
+    """The abilities of a bundle. Replies are greedy, so one seed is all there is.
 
-    def __init__(self, name: str) -> None:
+    With a `store`, bundles that answer with the same model write each answer once.
+    """
+
+    def __init__(self, name: str, store: Store | None = None) -> None:
         """Raises NotFoundError for an unknown bundle."""
+        self._store = store
         self.bundle = load(name)
         self.name = self.bundle.name
         self.kinds = frozenset(kind for kind, roles in _NEEDS.items() if all(map(self.bundle.has, roles)))
@@ -85,10 +91,13 @@ class BundleSystem:
         return tuple(replies)
 
     def _answer(self, turn: Turn, history: list[Message], request: Request) -> Reply:
-        asked = turn.clip.samples(self.bundle.transcriber.rate) if turn.clip else Message("user", turn.text)
-        started = time.perf_counter()
+        transcriber, speaker = self.bundle.transcriber, self.bundle.speaker
+        asked = turn.clip.samples(transcriber.rate) if turn.clip else turn.text
         heard, chunks, calls, answered = turn.text, [], [], None
-        for event in self.bundle.answer(
+        for event in answer(
+            transcriber,
+            self._responder,
+            speaker,
             asked,
             history=history,
             instructions=request.instructions,
@@ -105,14 +114,16 @@ class BundleSystem:
                 case Answered():
                     answered = event
         assert answered is not None  # the last event of every answer
-        return Reply(
-            answered.text,
-            self._joined(chunks),
-            tuple(calls),
-            time.perf_counter() - started,
-            answered.latency.first_audio,
-            heard,
-        )
+        return Reply(answered.text, self._joined(chunks), tuple(calls), heard=heard)
+
+    @property
+    def _responder(self) -> Responder:
+        responder = self.bundle.responder
+        if self._store is None or isinstance(responder, HearingResponder):
+            return responder
+        spec = self.bundle.spec
+        identity = fingerprint(replace(spec, roles={"responder": spec.roles["responder"]}))
+        return RememberingResponder(responder, identity, self._store)
 
     def _joined(self, chunks: Iterable[Speech]) -> Audio | None:
         samples = np.concatenate([np.zeros(0, np.float32), *(chunk.samples for chunk in chunks)])

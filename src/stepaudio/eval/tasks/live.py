@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from stepaudio.errors import InputError
@@ -46,7 +46,7 @@ def run_live(system: str, *, key: str | None, speaker: str, conversations: int, 
         conversations=conversations,
         seed=seed,
     )
-    script = bench.prepare(options, conversations, doing)
+    script = bench.prepare(replace(options, bundle=speaker), conversations, doing)
     with bench.server(options) as url:
         target = Target(url, options.api_key, options.patience, options.session)
         total = conversations * len(KINDS)

@@ -60,6 +60,7 @@ class WhisperTranscriber:
     """A multilingual Whisper in a CTranslate2 folder.
 
     `languages` are those it listens for when the caller names none; any other that the model knows may be named.
+    `threads` calls are heard at once, each on one thread: the steps of the decoder are too small to be shared.
     Without a `vad`, silence is transcribed too, and Whisper makes up words for it. Raises MissingError,
     and BackendError for weights that cannot be loaded.
     """
@@ -94,7 +95,9 @@ class WhisperTranscriber:
 
         self._view = ctranslate2.StorageView.from_array
         try:
-            self._model = ctranslate2.models.Whisper(str(folder), compute_type=compute_type, intra_threads=threads)
+            self._model = ctranslate2.models.Whisper(
+                str(folder), compute_type=compute_type, inter_threads=threads, intra_threads=1
+            )
             self._tokenizer = tokenizers.Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         except Exception as error:  # tokenizers raises bare Exception
             raise BackendError(f"the Whisper model in {folder} cannot be loaded: {error}") from error

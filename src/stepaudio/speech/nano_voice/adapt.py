@@ -8,8 +8,8 @@ them. The language model stays: what it says does not depend on who says it. The
 recordings that were kept apart, spoken as a clone before and after: how they are understood and how near they are to
 the speaker.
 
-`OUT` then has `report.json`, `samples/`, the weights in `voice/`, a bundle `NAME.toml`, and all that a run that is
-stopped goes on from.
+`OUT` then has the report as `report.json` and `report.md` with its `samples/`, the weights in `voice/`, a bundle
+`NAME.toml`, and all that a run that is stopped goes on from.
 """
 
 from __future__ import annotations
@@ -17,30 +17,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stepaudio.audio import io
-from stepaudio.audio.pcm import Samples
 from stepaudio.audio.resample import resample
 from stepaudio.data import filters
 from stepaudio.data.codes import tokenize_manifest
-from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
+from stepaudio.data.manifest import Utterance, read_audio, read_manifest, write_manifest
 from stepaudio.data.synthesis import RATE
 from stepaudio.data.text import spoken
 from stepaudio.errors import InputError
-from stepaudio.eval.metrics.intervals import Estimate, mean, ratio
-from stepaudio.eval.metrics.speaker import similarity
 from stepaudio.speech.bundle import Bundle
 from stepaudio.speech.nano_voice.decoder import PACKAGED, VOICES, save_voices
 from stepaudio.speech.nano_voice.listener import TOKENIZER
-from stepaudio.speech.nano_voice.speaker import NanoSpeaker
-from stepaudio.speech.roles import Reference, Speaker, Voice
+from stepaudio.speech.nano_voice.report import compare, page
+from stepaudio.speech.roles import Voice
 from stepaudio.speech.transcribe import transcribe
 from stepaudio.tokenizer.dual import DualTokenizer
 from stepaudio.train.clips import Recordings
@@ -51,7 +45,6 @@ _SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 _SHORTEST, _LONGEST = 1.0, 15.0
 _LEAST = 20
 """Recordings that are needed to learn from some and be tested on others."""
-_CLIP_SECONDS = 8.0
 Log = Callable[[str], None]
 
 
@@ -92,8 +85,10 @@ def adapt(
         encoding="utf-8",
     )
     log("comparing")
-    report = compare(manifest, out, ears, config, base, voice)
+    learned_from, kept_apart = (read_manifest(manifest, split=split) for split in ("train", "test"))
+    report = compare(learned_from, kept_apart[: config.sentences], ears, (base, voice), out / "samples")
     (out / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    (out / "report.md").write_text(page(report, recordings.name), encoding="utf-8")
     return report
 
 
@@ -108,13 +103,15 @@ def prepare(recordings: Path, out: Path, ears: Bundle, kept_apart: int, log: Log
     files = sorted(path for path in recordings.glob("*") if path.suffix.lower() in _SUFFIXES)
     if not files:
         raise InputError(f"there are no recordings in {recordings}", param="speaker")
+    for path in files:  # a bad one is told of before the others are transcribed
+        read_audio(path, RATE)
     (out / "audio").mkdir(parents=True, exist_ok=True)
     found: list[Utterance] = []
     for number, path in enumerate(files, 1):
         found += _utterances(path, recordings.name, out, ears)
         log(f"transcribed {number} of {len(files)} recordings")
     encoder = ears.speaker_encoder
-    voices = filters.Ears(voice=lambda u: encoder.embed(io.read(out / u.audio, rate=encoder.rate)))
+    voices = filters.Ears(voice=lambda u: encoder.embed(read_audio(out / u.audio, encoder.rate)))
     kept = list(filters.judged(found, voices))
     good = [index for index, utterance in enumerate(kept) if not utterance.rejected]
     if len(good) < _LEAST:
@@ -135,7 +132,7 @@ def _utterances(path: Path, speaker: str, out: Path, ears: Bundle) -> Iterator[U
     """The stretches of one recording that are long enough and say something."""
     import soundfile
 
-    samples = io.read(path, rate=RATE)
+    samples = read_audio(path, RATE)
     heard = resample(samples, RATE, ears.transcriber.rate)
     for number, segment in enumerate(transcribe(ears.transcriber, heard, vad=ears.vad, language="en")):
         text, seconds = segment.transcript.text.strip(), segment.end - segment.start
@@ -176,86 +173,3 @@ def learn(manifest: Path, out: Path, voice: Path, config: Adaptation, base: Path
         task.model.eval()
         vectors = [task.model.timbre.embed(task.recordings[i].mel.float().T) for i in range(len(task.recordings))]
     save_voices(voice / VOICES, {Voice(name, ("en",), "fine-tuned"): torch.stack(vectors).mean(0)})
-
-
-# ---------------------------------------------------------------- was it worth it
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """A test sentence as it was spoken: words that were heard wrong, words it has, nearness to the speaker."""
-
-    errors: int
-    words: int
-    nearness: float
-
-
-def compare(manifest: Path, out: Path, ears: Bundle, config: Adaptation, base: Path, voice: Path) -> dict[str, Any]:
-    """Word error rate and similarity of the test sentences, cloned before and spoken by the new voice after."""
-    learned_from, kept_apart = (read_manifest(manifest, split=split) for split in ("train", "test"))
-    kept_apart = kept_apart[: config.sentences]
-    speaker_vector = _mean_voice(kept_apart, ears)
-    clip = _clip(learned_from)
-    spoken_by: dict[str, list[Spoken]] = {}
-    for name, folder in (("before", base), ("after", voice)):
-        own = NanoSpeaker(folder)
-        try:
-            speaker: Speaker = own.cloned(clip) if name == "before" else own
-            samples = out / "samples" / name
-            spoken_by[name] = [_say(speaker, u, ears, speaker_vector, samples) for u in kept_apart]
-        finally:
-            own.close()
-    before, after = spoken_by["before"], spoken_by["after"]
-    return {
-        "recordings": len(learned_from),
-        "minutes": round(sum(u.duration for u in learned_from) / 60, 2),
-        "sentences": len(kept_apart),
-        "same_person": asdict(_nearness(kept_apart, ears, speaker_vector)),
-        "before": _figures(before),
-        "after": _figures(after),
-        "similarity_gain": asdict(mean([b.nearness - a.nearness for a, b in zip(before, after, strict=True)])),
-    }
-
-
-def _say(speaker: Speaker, utterance: Utterance, ears: Bundle, near: NDArray[np.float32], folder: Path) -> Spoken:
-    import soundfile
-
-    from stepaudio.speech.say import say
-
-    samples = np.concatenate([speech.samples for speech in say(speaker, utterance.text, language="en")])
-    folder.mkdir(parents=True, exist_ok=True)
-    soundfile.write(folder / f"{utterance.audio.stem}.wav", samples, speaker.rate)
-    transcriber, encoder = ears.transcriber, ears.speaker_encoder
-    heard = transcriber.transcribe(resample(samples, speaker.rate, transcriber.rate), language="en").text
-    wanted = spoken(utterance.words, "en").split()
-    vector = encoder.embed(resample(samples, speaker.rate, encoder.rate))
-    return Spoken(filters.word_errors(wanted, spoken(heard, "en").split()), len(wanted), similarity(vector, near))
-
-
-def _figures(spoken_sentences: list[Spoken]) -> dict[str, Any]:
-    errors = ratio([one.errors for one in spoken_sentences], [one.words for one in spoken_sentences])
-    return {"wer": asdict(errors), "similarity": asdict(mean([one.nearness for one in spoken_sentences]))}
-
-
-def _clip(utterances: list[Utterance]) -> Reference:
-    """A clip to clone from: as many recordings in a row as make up eight seconds."""
-    samples: list[Samples] = []
-    for utterance in utterances:
-        samples.append(io.read(utterance.audio, rate=RATE))
-        if sum(map(len, samples)) >= _CLIP_SECONDS * RATE:
-            break
-    return Reference(np.concatenate(samples), RATE, "")
-
-
-def _embed(utterance: Utterance, ears: Bundle) -> NDArray[np.float32]:
-    return ears.speaker_encoder.embed(io.read(utterance.audio, rate=ears.speaker_encoder.rate))
-
-
-def _mean_voice(utterances: list[Utterance], ears: Bundle) -> NDArray[np.float32]:
-    vector: NDArray[np.float32] = np.mean([_embed(utterance, ears) for utterance in utterances], axis=0)
-    return vector
-
-
-def _nearness(utterances: list[Utterance], ears: Bundle, near: NDArray[np.float32]) -> Estimate:
-    """What can be reached: the speaker's own recordings, each against the mean of all."""
-    return mean([similarity(_embed(utterance, ears), near) for utterance in utterances])
