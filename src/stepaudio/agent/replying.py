@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Generator, Iterator
-from itertools import chain
 from typing import Any, Protocol
 
 from stepaudio.agent import commands as cmd
@@ -14,7 +13,7 @@ from stepaudio.audio.vad import SileroVad
 from stepaudio.errors import TextError
 from stepaudio.speech.roles import Finish, Responder, Speaker, Speech, TextDelta, ToolCall, Transcriber, TurnScorer
 from stepaudio.speech.say import say
-from stepaudio.speech.threads import pump
+from stepaudio.speech.threads import pump, speak_while_writing
 
 _AHEAD = 256
 """Pieces of text that may wait to be spoken, and events to be read."""
@@ -107,15 +106,12 @@ class _Work:
                 if isinstance(event, ev.ReplyText):
                     hand_over(event.text)
 
-        with contextlib.closing(pump(write, cancel=stop, buffer=_AHEAD)) as pieces:
-            # A reply that only calls tools has nothing to say.
-            first = next((piece for piece in pieces if piece.strip()), None)
-            if first is not None:
-                known = self._language if self._language and speaker.default_voice(self._language) else None
-                text = chain([first], pieces)
-                spoken = say(speaker, text, voice=start.voice, language=known, speed=start.speed, cancel=stop)
-                with _closing(spoken):
-                    self._put_speech(spoken, put, stop)
+        def read(text: Iterator[str]) -> Iterator[Speech]:
+            known = self._language if self._language and speaker.default_voice(self._language) else None
+            return say(speaker, text, voice=start.voice, language=known, speed=start.speed, cancel=stop)
+
+        with contextlib.closing(speak_while_writing(write, read, stop, buffer=_AHEAD)) as spoken:
+            self._put_speech(spoken, put, stop)
         for event in finished:
             put(event)
 

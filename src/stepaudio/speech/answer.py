@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 
 from stepaudio.audio.resample import resample
 from stepaudio.errors import AudioError, TextError
@@ -27,7 +26,7 @@ from stepaudio.speech.roles import (
     Transcript,
 )
 from stepaudio.speech.say import say
-from stepaudio.speech.threads import pump
+from stepaudio.speech.threads import pump, speak_while_writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +165,12 @@ class _Turn:
 
     def run(self, put: Callable[[AnswerEvent], None], stop: threading.Event) -> None:
         """The speaking thread: put every event, the audio in time with the text."""
-        with contextlib.closing(pump(self._writing(put), cancel=stop, buffer=256)) as written:
-            pieces = self._timed(written)
-            # A reply that only calls tools has nothing to say.
-            first = next((piece for piece in pieces if piece.strip()), None)
-            if first is not None:
-                for speech in self._read(chain([first], pieces), stop):
-                    if self._latency.first_audio is None:
-                        self._latency = replace(
-                            self._latency, first_clause=self._handed_over, first_audio=self._seconds()
-                        )
-                    put(Said(speech))
+        spoken = speak_while_writing(self._writing(put), lambda text: self._read(self._timed(text), stop), stop)
+        with contextlib.closing(spoken):
+            for speech in spoken:
+                if self._latency.first_audio is None:
+                    self._latency = replace(self._latency, first_clause=self._handed_over, first_audio=self._seconds())
+                put(Said(speech))
         put(Answered(self._text, tuple(self._calls), self._latency, self._finish))
 
     def _writing(self, put: Callable[[AnswerEvent], None]) -> Callable[[Callable[[str], None], threading.Event], None]:

@@ -11,9 +11,11 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
+from itertools import chain
 from typing import TypeVar
 
 from stepaudio.errors import Cancelled
+from stepaudio.speech.roles import Speech
 
 T = TypeVar("T")
 
@@ -73,6 +75,22 @@ def pump(
         stop.set()
         stop_work()
         worker.join(wait)
+
+
+def speak_while_writing(
+    write: Callable[[Callable[[str], None], threading.Event], None],
+    speak: Callable[[Iterator[str]], Iterator[Speech]],
+    cancel: threading.Event,
+    *,
+    buffer: int = 256,
+) -> Generator[Speech, None, None]:
+    """What `speak` makes of the pieces of text that `write(hand_over, stop)` hands over in a thread of its own: the
+    model writes on while a clause is spoken. `speak` is not called for a text of white space: a reply that only calls
+    tools has nothing to say."""
+    with contextlib.closing(pump(write, cancel=cancel, buffer=buffer)) as pieces:
+        first = next((piece for piece in pieces if piece.strip()), None)
+        if first is not None:
+            yield from speak(chain([first], pieces))
 
 
 @contextlib.contextmanager
