@@ -3,6 +3,6 @@
 set -eu
 out=${1:-runs/out/nano}
 stepaudio pull wordnet
-stepaudio data synthesize "$out/data" --size 12000 --kokoro 0
+stepaudio data synthesize "$out/data" --size 13000 --kokoro 0
 stepaudio data tokenize "$out/data/manifest.jsonl"
 stepaudio train lm cpu_nano "$out/data/manifest.jsonl" -o "$out/lm"

@@ -4,8 +4,7 @@ set -eu
 out=${1:-runs/out/nano-decoder}
 data=$out/data/manifest.jsonl
 stepaudio pull wordnet kokoro-82m kokoro-voices
-stepaudio data synthesize "$out/data" --size 5000 --kokoro 360
+stepaudio data synthesize "$out/data" --size 13000 --kokoro 360
 stepaudio data tokenize "$data"
-stepaudio train flow "$data" -o "$out/flow"
-stepaudio train vocoder "$data" -o "$out/spectra"
-stepaudio train vocoder "$data" -o "$out/vocoder" --adversarial --init "$out/spectra/vocoder.safetensors"
+stepaudio train flow "$data" -o "$out/flow" --steps 5000
+stepaudio train vocoder "$data" -o "$out/vocoder" --steps 5000
