@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUESTION ?= examples/question-en.flac
+RUNS = $$(for system in small nano-voice; do ls reports/$$system/run.json 2>/dev/null; done)
 
 talk: $(VENV)/.user
 	@$(BIN)/stepaudio pull small
@@ -26,13 +27,11 @@ eval: $(VENV)/.dev
 	  set -x; $(BIN)/stepaudio eval all --system nano-voice --conversations 0; \
 	else echo "nano-voice is not on this machine: left out"; fi
 	$(BIN)/stepaudio eval leaderboard reports/*/run.json -o reports/leaderboard.md
-	$(BIN)/stepaudio eval summary $$(ls reports/small/run.json reports/nano-voice/run.json 2>/dev/null) \
-	  --picture reports/summary.png
+	$(BIN)/stepaudio eval summary $(RUNS) --picture reports/summary.png
 
 # The same figures into the README.
 readme: $(VENV)/.dev
-	$(BIN)/stepaudio eval summary $$(ls reports/small/run.json reports/nano-voice/run.json 2>/dev/null) \
-	  --into README.md --picture docs/images/eval.png
+	$(BIN)/stepaudio eval summary $(RUNS) --into README.md --picture docs/images/eval.png
 
 test: $(VENV)/.dev
 	@$(BIN)/stepaudio pull tiny

@@ -20,9 +20,9 @@ class Metric:
     """How a figure is made of its items' scores.
 
     Every item gives a numerator and a denominator: `ratio` is sum over sum; `mean`, `median` and `share` have
-    denominators of 1 and differ in their interval. A metric that is `measured` says what came out of a system and has
-    nothing to say of an item that failed; every other one has a worst score, which a failure gets. `percent` is how
-    it is written.
+    denominators of 1. They differ in their intervals: that of a `ratio` is a bootstrap, which keeps inside the ends
+    of a scale. A metric that is `measured` says what came out of a system and has nothing to say of an item that
+    failed; every other one has a worst score, which a failure gets. `percent` is how it is written.
     """
 
     name: str

@@ -35,9 +35,11 @@ class Dialogues(Task):
         labels = {name: instruments.judge.protocol("dialogue", field) for name, (field, _) in _FIELDS.items()}
         return [
             *metrics,
-            Metric("factuality", "mean", "higher", "nothing stated is false", True, protocol=labels["factuality"]),
-            Metric("relevance", "mean", "higher", "every turn does what was asked", True, protocol=labels["relevance"]),
-            Metric("chat score", "mean", "higher", "1 to 5", protocol=labels["chat score"]),
+            Metric("factuality", "ratio", "higher", "nothing stated is false", True, protocol=labels["factuality"]),
+            Metric(
+                "relevance", "ratio", "higher", "every turn does what was asked", True, protocol=labels["relevance"]
+            ),
+            Metric("chat score", "ratio", "higher", "1 to 5", protocol=labels["chat score"]),
         ]
 
     def score(self, item: Item, output: Output, instruments: Instruments) -> Scored:

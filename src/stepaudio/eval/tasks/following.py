@@ -58,7 +58,7 @@ class Following(Task):
         if instruments.judge is not None:
             for name, field in (("following", "following"), ("quality", "quality")):
                 label = instruments.judge.protocol("following", field)
-                metrics.append(Metric(name, "mean", "higher", "judged, 1 to 5", protocol=label))
+                metrics.append(Metric(name, "ratio", "higher", "judged, 1 to 5", protocol=label))
         return metrics
 
     def score(self, item: Item, output: Output, instruments: Instruments) -> Scored:

@@ -36,7 +36,7 @@ class Qa(Task):
         if instruments.judge is not None:
             label = instruments.judge.protocol("answer", "right")
             metrics.append(
-                Metric("judged right", "mean", "higher", "by the judge, from the text", True, protocol=label)
+                Metric("judged right", "ratio", "higher", "by the judge, from the text", True, protocol=label)
             )
         return metrics
 
