@@ -123,6 +123,22 @@ def test_a_reply_to_nearly_all_that_was_said_is_prepared_while_the_whole_is_tran
     assert world.history()[1] == ("user", whole)
 
 
+def test_nearly_all_that_was_said_is_kept_when_the_whole_cannot_be_transcribed() -> None:
+    class Failing(World):
+        def _carry_out(self, output: note.Output, now: float) -> None:
+            if isinstance(output, cmd.Transcribe):
+                self.at(now + 2.0, ev.TranscribeFailed(output.job, "The model failed."), output.job)
+            else:
+                super()._carry_out(output, now)
+
+    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.04, 2.1, "")]
+    world = Failing(said, sunny, settings(), Delays(stt=0.3)).run(10)
+    assert len(world.all(cmd.Transcribe)) == 1
+    assert world.all(note.TranscriptFailed) == []
+    assert [role for role, _ in world.history()[1:3]] == ["user", "assistant"]
+    assert world.history()[1] == ("user", "What is the weather?")
+
+
 def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     class Busy(World):
         def _carry_out(self, output: note.Output, now: float) -> None:

@@ -339,7 +339,10 @@ class Listener:
         if turn is None:
             return
         turn.text_job = None
-        if turn is not self.turn:
+        if turn is not self.turn and turn.transcript is not None:  # of nearly all of it
+            del self.pending[turn.item_id]
+            self._finish(turn, now)
+        elif turn is not self.turn:
             self._fail(turn, message, now)
         elif turn.over:
             self._drop_backchannel(turn)
