@@ -25,7 +25,7 @@ def test_figures():
     # A share, a gain by batching for each kind of weights; over transformers at both batches in both precisions.
     assert [ratio["bar"] for ratio in figures["ratios"]] == [0.75, 3.0, 0.75, 3.0, 1.5, 1.5, 1.5, 1.5]
     assert all(ratio["value"] > 0 for ratio in figures["ratios"])
-    assert 0 < figures["int8_loss"]["kl_nats"] < 0.01
+    assert 0 < figures["int8_loss"]["kl_nats"] < 0.02
     assert figures["int8_loss"]["same_token"] > 0.9
 
 

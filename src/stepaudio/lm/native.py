@@ -174,6 +174,7 @@ class NativeRunner:
         loaded = library()
         assert loaded is not None
         self._run = loaded.stepaudio_step
+        self._lanes: int = loaded.stepaudio_lanes()
         self.cache = cache
         self._vocab = model.config.vocab_size
         if model not in _moved:
@@ -227,7 +228,7 @@ class NativeRunner:
             values=cache.values.data_ptr(),
             slots=len(cache.sequences),
             tokens=cache.tokens,
-            roots=self._floats(torch.arange(cache.tokens).sqrt()),
+            roots=self._floats(torch.arange(cache.tokens - 1, -1 - self._lanes, -1).clamp(min=0).sqrt()),
         )
 
     def step(self, spans: Sequence[Span]) -> Tensor:

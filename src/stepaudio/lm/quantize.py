@@ -1,7 +1,8 @@
 """Weight-only quantisation: int8 with one scale per output row, int4 in groups on a GPU.
 
 Decoding is bound by how fast weights are read, so halving their bytes nearly halves its time. Activations
-stay as they are; embeddings and norms, which are not read in full, are not quantised.
+stay as they are here; the C++ step of a CPU rounds them for each product (`native.cpp`). Embeddings and norms,
+which are not read in full, are not quantised.
 
 Shapes: N output rows, K input columns.
 """
