@@ -78,10 +78,15 @@ def test_missing_weights_name_the_remedy(tmp_path: Path) -> None:
         (["talk", "no-such-file.wav"], 2, "no-such-file.wav"),
         (["pull", "nothing"], 2, "no bundle is called"),
         (["serve", "--port", "99999"], 2, "65535"),
+        (["data", "tokenize", "latin.txt"], 2, "line 1 of latin.txt"),
+        (["transcribe", "a/one.wav", "b/one.mp3", "-o", "out"], 2, "a/one.wav and b/one.mp3 would both be written to"),
+        (["transcribe", "a/one.wav", "-o", "latin.txt"], 1, "latin.txt: File exists"),
+        (["tokenize", str(EXAMPLES / "question-en.flac"), "-o", "latin.txt/codes.npz"], 1, "latin.txt: File exists"),
     ],
 )
 @pytest.mark.weights
 def test_refusals_are_one_clear_line(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert says in done.stderr

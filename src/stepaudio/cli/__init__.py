@@ -77,3 +77,7 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, no permission, a folder in a file's place
+        about = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        print_error(StepAudioError(f"{about}{error.strerror or error}"), as_json="--json" in sys.argv)
+        sys.exit(StepAudioError.exit_code)

@@ -19,6 +19,7 @@ import torch
 
 from stepaudio.data.manifest import read_manifest
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import replacing
 from stepaudio.lm import checkpoint
 from stepaudio.lm.text import TextTokenizer
 from stepaudio.train.begin import fresh, grown
@@ -61,7 +62,9 @@ def train_lm(
             yield from _stage(recipe, stage, folder, scorer, corpus, world, save_every=save_every, seed=seed)
         begin = folder / MODEL
     if world.first and begin is not None and not (out / MODEL).is_dir():
-        shutil.copytree(begin, out / MODEL)
+        half = out / f"{MODEL}.half"
+        shutil.copytree(begin, half, dirs_exist_ok=True)
+        os.replace(half, out / MODEL)
     world.wait()
 
 
@@ -129,7 +132,8 @@ def _corpus(
     if not path.is_file() and start is None and world.first:
         out.mkdir(parents=True, exist_ok=True)
         said = [utterance.text for utterance in read_manifest(manifest, split="train")]
-        path.write_bytes(learn_text([*said, *lines], recipe.text))
+        with replacing(path) as half:
+            half.write_bytes(learn_text([*said, *lines], recipe.text))
     world.wait()
     return paper_corpus(manifest, tokenizer, TextTokenizer(path), partial(_copy_text, path), lines=lines)
 

@@ -12,7 +12,6 @@ that was not; when the manifest has grown meanwhile, a new epoch begins.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from torch.optim import AdamW, Optimizer
 from stepaudio.data.augment import augment
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.errors import InputError
+from stepaudio.files import replacing
 from stepaudio.tokenizer import checkpoint
 from stepaudio.tokenizer.gain import normalise_peak
 from stepaudio.tokenizer.lfr import LfrFrontend
@@ -114,9 +114,8 @@ class TokenizerTask(Task[Item, Batch]):
                 "phonemes": sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes}),
             }
             self.config.out.mkdir(parents=True, exist_ok=True)
-            half = path.with_suffix(".half")
-            torch.save(begun, half)
-            os.replace(half, path)
+            with replacing(path) as half:
+                torch.save(begun, half)
         known: dict[str, Any] = torch.load(path, weights_only=True)
         return known
 

@@ -10,6 +10,7 @@ from stepaudio.errors import InputError, NotFoundError
 from stepaudio.eval.report import words
 from stepaudio.eval.results import Figure, Metric, Run
 from stepaudio.eval.tasks import TASKS
+from stepaudio.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,8 @@ def write_into(page: Path, text: str) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{page} has no place for the table: put {BEGIN} and {END} on lines of their own")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    with replacing(page) as half:
+        half.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def picture(runs: Sequence[Run], path: Path) -> None:
