@@ -6,8 +6,6 @@ import threading
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from stepaudio.errors import AudioError
 from stepaudio.lm.engine import Engine
 from stepaudio.lm.prompts import Prompts, Wording
@@ -19,10 +17,6 @@ Quantization = Literal["int8", "int4"]
 
 RATE = 16_000
 """What the tokenizer listens at."""
-_MARGINS = (0.05, 0.22)
-"""Seconds left before and after the voice when a clip's silence is cut."""
-_GRID = 240
-"""The voice itself is made a multiple of this many samples long (15 ms), as the models are used to."""
 
 
 class StepAudioModel:
@@ -89,23 +83,3 @@ class StepAudioModel:
 _Key = tuple[Path, Path, Path | None, str, Quantization | None]
 _lock = threading.Lock()
 _open: dict[_Key, tuple[StepAudioModel, int]] = {}
-
-
-def trim_silence(samples: Samples) -> Samples:
-    """The voice of a clip [T] at 16 kHz with fixed margins of 0.05 s before and 0.22 s after it.
-
-    The voice is what lies between the first and the last window whose power is less than 20 dB below the loudest.
-    """
-    # Windows are centred on every 128th sample, as librosa's are.
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(samples.astype(np.float64), 256), 512)[::128]
-    power = (windows**2).mean(axis=1)
-    if not power.max() > 0:
-        raise AudioError("the clip is silent")
-    voiced = np.flatnonzero(power > power.max() * 10**-2)
-    start, stop = int(voiced[0]) * 128, min(len(samples), (int(voiced[-1]) + 1) * 128)
-    before, after = (int(margin * RATE) for margin in _MARGINS)
-    length = -(-(stop - start) // _GRID) * _GRID + before + after
-    start -= before
-    left = np.zeros(max(0, -start), np.float32)
-    cut = np.concatenate([left, samples[max(0, start) :]])[:length]
-    return np.pad(cut, (0, length - len(cut)))

@@ -22,8 +22,9 @@ from stepaudio.speech.reading import script
 from stepaudio.speech.roles import Edit, Reference, Samples, Speaker, Speech, Voice
 from stepaudio.speech.step_audio import voices as folders
 from stepaudio.speech.step_audio.decoder import SpeechDecoder
-from stepaudio.speech.step_audio.model import RATE, Quantization, StepAudioModel, trim_silence
+from stepaudio.speech.step_audio.model import RATE, Quantization, StepAudioModel
 from stepaudio.speech.voices import check_speed, find_voice
+from stepaudio.tokenizer.trim import trim_silence
 
 CLONE = "clone"
 """What the voice of a clip is called."""
@@ -155,6 +156,8 @@ class StepAudioSpeaker:
     def _prompt(self, reference: Reference) -> _Prompt:
         if not reference.transcript.strip():
             raise TextError("the transcript of the clip is empty; write down what is said in it", param="transcript")
+        if not reference.samples.any():
+            raise AudioError("the clip is silent")
         heard = trim_silence(self._level(resample(reference.samples, reference.rate, RATE)))
         return _Prompt(reference, heard, self._lm.hear(heard))
 
