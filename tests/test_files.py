@@ -38,12 +38,20 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="too large"), replacing(target) as half:
+        with pytest.raises(OSError, match=r"too large: .*figures\.json"), replacing(target) as half:
             half.write_bytes(bytes(200_000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["figures.json"]
+
+
+def test_the_error_names_the_file_that_was_wanted(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"nowhere/figures\.json"),
+        replacing(tmp_path / "nowhere" / "figures.json") as half,
+    ):
+        half.write_text("new")
 
 
 def test_a_link_is_followed_and_a_pipe_is_written_as_it_is(tmp_path):

@@ -25,6 +25,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield half
         os.replace(half, path)
+    except OSError as error:
+        if error.filename in (None, str(half)):  # what the reader of the message knows is the file that was wanted
+            error.filename = str(path)
+        raise
     finally:
         with suppress(OSError):
             half.unlink(missing_ok=True)

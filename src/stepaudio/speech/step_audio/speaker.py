@@ -66,6 +66,7 @@ class StepAudioSpeaker:
         languages: Sequence[str] = ("zh", "en"),
         device: str = "cpu",
         quantize: Quantization | None = None,
+        server: str | None = None,
         steps: int = 10,
         seed: int | None = None,
     ) -> None:
@@ -74,7 +75,7 @@ class StepAudioSpeaker:
         self._decoders = {_DECODER: SpeechDecoder(model / _DECODER, device=device, steps=steps)}
         if (model / _MUSIC).is_dir():
             self._decoders[_MUSIC] = SpeechDecoder(model / _MUSIC, device=device, steps=steps)
-        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize)
+        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize, server=server)
         self.rate = self._decoders[_DECODER].rate
         self.languages = tuple(languages)
         # `NAMERAP` and `NAME哼唱` are how NAME sings, not voices to choose.
