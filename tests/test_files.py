@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import resource
 import threading
 
 import pytest
 
+from full_disk import full_disk
 from stepaudio.files import replacing
 
 
@@ -35,13 +35,8 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
     target = tmp_path / "figures.json"
     target.write_text("old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"too large: .*figures\.json"), replacing(target) as half:
-            half.write_bytes(bytes(200_000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with pytest.raises(OSError, match=r"too large: .*figures\.json"), full_disk(100_000), replacing(target) as half:
+        half.write_bytes(bytes(200_000))
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["figures.json"]
 

@@ -113,6 +113,10 @@ def test_a_recipe_is_followed_and_goes_on(manifest, tmp_path, layout, shares):
     # And what was learned is what another run may begin with.
     more = list(train_lm(chosen, manifest, tmp_path / "more", start=tmp_path / "whole" / "model"))
     assert more[0]["loss"] < whole[0]["loss"]
+    assert list(train_lm(chosen, manifest, tmp_path / "whole")) == []
+    for other in ({"seed": 1}, {"start": tmp_path / "more" / "model"}):
+        with pytest.raises(InputError, match="of another recipe, start or seed"):
+            list(train_lm(chosen, manifest, tmp_path / "whole", **other))
 
 
 def test_a_run_killed_while_it_hands_over_the_model_is_mended(manifest, tmp_path, monkeypatch):

@@ -1,12 +1,19 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and text that is text."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepaudio.errors import InputError, NotFoundError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -32,3 +39,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             half.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file and, if need be, its folder. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as half:
+        try:
+            save_file(dict(tensors), half, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def read_text(path: Path) -> str:
+    """What a UTF-8 file says. Raises NotFoundError and InputError."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {path}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text") from None
