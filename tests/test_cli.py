@@ -93,6 +93,29 @@ def test_refusals_are_one_clear_line(arguments: list[str], code: int, says: str,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ("scipy", ["data", "tokenize", "manifest.jsonl"], "local"),
+        ("onnxruntime", ["data", "filter", "manifest.jsonl"], "local"),
+        ("sentencepiece", ["train", "lm", "cpu_smoke", "manifest.jsonl", "-o", "out"], "train"),
+    ],
+)
+def test_a_package_that_is_not_here_is_named_with_its_extra(
+    absent: str, arguments: list[str], extra: str, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        f"sys.argv = ['stepaudio', *{arguments!r}]\n"
+        "from stepaudio.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"{absent} is not installed; run: pip install 'stepaudio[{extra}]'" in " ".join(done.stderr.split())
+
+
 @pytest.mark.weights
 def test_talk_answers_aloud(tmp_path: Path) -> None:
     from stepaudio.audio.io import probe
