@@ -78,14 +78,42 @@ def test_missing_weights_name_the_remedy(tmp_path: Path) -> None:
         (["talk", "no-such-file.wav"], 2, "no-such-file.wav"),
         (["pull", "nothing"], 2, "no bundle is called"),
         (["serve", "--port", "99999"], 2, "65535"),
+        (["data", "tokenize", "latin.txt"], 2, "line 1 of latin.txt"),
+        (["transcribe", "a/one.wav", "b/one.mp3", "-o", "out"], 2, "a/one.wav and b/one.mp3 would both be written to"),
+        (["transcribe", "a/one.wav", "-o", "latin.txt"], 1, "latin.txt: File exists"),
+        (["tokenize", str(EXAMPLES / "question-en.flac"), "-o", "latin.txt/codes.npz"], 1, "latin.txt: File exists"),
     ],
 )
 @pytest.mark.weights
 def test_refusals_are_one_clear_line(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"\xff\xfe")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("absent", "arguments", "extra"),
+    [
+        ("scipy", ["data", "tokenize", "manifest.jsonl"], "local"),
+        ("onnxruntime", ["data", "filter", "manifest.jsonl"], "local"),
+        ("sentencepiece", ["train", "lm", "cpu_smoke", "manifest.jsonl", "-o", "out"], "train"),
+    ],
+)
+def test_a_package_that_is_not_here_is_named_with_its_extra(
+    absent: str, arguments: list[str], extra: str, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.modules[{absent!r}] = None\n"
+        f"sys.argv = ['stepaudio', *{arguments!r}]\n"
+        "from stepaudio.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 3, done.stderr
+    assert f"{absent} is not installed; run: pip install 'stepaudio[{extra}]'" in " ".join(done.stderr.split())
 
 
 @pytest.mark.weights

@@ -8,9 +8,9 @@ from stepaudio.errors import AudioError
 
 
 @pytest.mark.parametrize("spec", [MEL_22K, MEL_24K])
-@pytest.mark.parametrize("extra", [0, 1, 255])
-def test_mel_is_the_formula(spec, extra):
-    samples = np.random.default_rng(0).normal(0, 0.1, 9 * spec.hop + extra).astype(np.float32)
+@pytest.mark.parametrize(("extra", "level"), [(0, 0.1), (1, 0.1), (255, 3e-5)])
+def test_mel_is_the_formula(spec, extra, level):
+    samples = np.random.default_rng(0).normal(0, level, 9 * spec.hop + extra).astype(np.float32)
     pad = (spec.n_fft - spec.hop) // 2
     padded = np.pad(samples.astype(np.float64), pad, mode="reflect")
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(spec.n_fft) / spec.n_fft)

@@ -30,6 +30,8 @@ def test_errors_of_a_worked_example() -> None:
     errors = count_errors(["the", "cat", "sat", "on", "the", "mat"], ["the", "cat", "sit", "on", "mat", "today"])
     assert errors.total == 3
     assert errors.length == 6
+    assert count_errors(["the", "cat", "sat"], ["the"]) == Errors(deletions=2, length=3)
+    assert count_errors(["cat"], ["the", "cat", "sat"]) == Errors(insertions=2, length=1)
 
 
 @given(WORDS.filter(bool), WORDS)

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from full_disk import full_disk
 from lm_models import tiny_config, tiny_model
 from stepaudio.errors import InputError, MissingError, NotFoundError
 from stepaudio.lm.checkpoint import INDEX, SINGLE, load, save
@@ -60,6 +61,14 @@ def test_saving_again_leaves_no_stale_file(model, tmp_path):
     other = tiny_model(seed=1)
     save(other, tmp_path)
     assert torch.equal(logits(load(tmp_path, dtype=torch.float32)), logits(other))
+
+
+def test_a_full_disk_keeps_the_model_that_was_there(model, tmp_path):
+    save(model, tmp_path)
+    with pytest.raises(OSError, match="File too large"), full_disk(100_000):
+        save(tiny_model(seed=1), tmp_path)
+    assert torch.equal(logits(load(tmp_path, dtype=torch.float32)), logits(model))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", SINGLE]
 
 
 def test_tensors_take_the_wanted_dtype(model, tmp_path):

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from lm_models import tiny_tokenizer
+from released_models import clip, write_chat, write_tokenizer
 from stepaudio.errors import BackendError, BusyError, Cancelled, InputError
 from stepaudio.lm.generate import SamplingParams
 from stepaudio.lm.grammar import AudioGrammar, TextGrammar
 from stepaudio.lm.prompts import Prompts, Turn
 from stepaudio.lm.remote import RemoteEngine, _ids
+from stepaudio.speech.roles import Finish, Message, Sampling, TextDelta
+from stepaudio.speech.step_audio.listener import StepAudioResponder, StepAudioTranscriber
 
 gguf = pytest.importorskip("gguf")
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -23,8 +26,8 @@ WIDTH, FF, HEADS, CONTEXT = 64, 128, 4, 512
 PARAMS = SamplingParams(max_tokens=10, temperature=1.0, top_k=0, seed=4, stop=())
 
 
-def write_model(path):
-    """A random Llama with our vocabulary, text and audio block."""
+def write_model(path, *, writes_audio=True):
+    """A random Llama with our vocabulary, text and audio block; greedy replies are text unless it `writes_audio`."""
     tokenizer = tiny_tokenizer()
     text, size = tokenizer.vocabulary.text, tokenizer.vocabulary.audio.stop
     pieces = tokenizer._pieces
@@ -56,7 +59,11 @@ def write_model(path):
     shapes |= {f"blk.0.attn_{n}": (WIDTH, WIDTH) for n in ("q", "k", "v", "output")}
     shapes |= {"blk.0.ffn_gate": (FF, WIDTH), "blk.0.ffn_up": (FF, WIDTH), "blk.0.ffn_down": (WIDTH, FF)}
     for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+        weight = random.normal(0, 0.3, shape).astype(np.float32)
+        if name == "output" and not writes_audio:
+            weight[text:] = weight[:5] = 0
+            weight[[i for i in range(text) if pieces.IsByte(i)]] = 0  # llama.cpp tells no ids of half characters
+        writer.add_tensor(f"{name}.weight", weight)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(WIDTH, np.float32))
     writer.write_header_to_file()
@@ -65,10 +72,7 @@ def write_model(path):
     writer.close()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    path = tmp_path_factory.mktemp("remote") / "tiny.gguf"
-    write_model(path)
+def serve(path):
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = CONTEXT
@@ -77,6 +81,13 @@ def server(tmp_path_factory):
     params.warmup = False
     params.verbosity = -1
     return xllamacpp.Server(params)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    path = tmp_path_factory.mktemp("remote") / "tiny.gguf"
+    write_model(path)
+    return serve(path)
 
 
 @pytest.fixture
@@ -122,6 +133,55 @@ def test_cancelling_leaves_the_server_free(engine):
     with pytest.raises(Cancelled):
         engine.generate([1, 4, 50], long, on_token=lambda _: cancel.set(), cancel=cancel)
     assert len(engine.generate([1, 4, 50], PARAMS).tokens) == 10
+
+
+def test_a_generation_is_left_early_or_cancelled(engine):
+    long = SamplingParams(max_tokens=400, temperature=1.0, seed=1, stop=())
+    left = engine.submit([1, 4, 50], long)
+    for _ in left:
+        break
+    assert left.reply is None
+    cancelled = engine.submit([1, 4, 50], long)
+    tokens = iter(cancelled)
+    next(tokens)
+    cancelled.cancel()
+    with pytest.raises(Cancelled):
+        list(tokens)
+    assert len(engine.generate([1, 4, 50], PARAMS).tokens) == 10
+
+
+def test_a_chat_model_on_a_server_hears_and_answers(tmp_path):
+    write_model(tmp_path / "text.gguf", writes_audio=False)
+    server = serve(tmp_path / "text.gguf")
+    folder, tokenizer = write_chat(tmp_path / "chat"), write_tokenizer(tmp_path / "tokenizer")
+    (folder / "model.safetensors").unlink()  # config.json and tokenizer.model are enough
+    where = f"{server.listening_address}/v1#tiny"
+    transcriber = StepAudioTranscriber(folder, tokenizer, server=where)
+    responder = StepAudioResponder(folder, tokenizer, server=where)
+    assert transcriber._lm is responder._lm
+    heard = transcriber.transcribe(clip())
+    prompt = responder._lm.prompts.transcribe(responder._lm.hear(clip()))
+    greedy = SamplingParams(max_tokens=4, temperature=0, guard_repetition=False)
+    engine = RemoteEngine(f"{server.listening_address}/v1", "tiny")
+    start = responder._lm.text.decode(engine.generate(prompt, greedy).tokens)
+    assert heard.text.startswith(start.strip())
+    assert start.strip()
+    asked = [Message("user", "hello", audio=clip())]
+    events = list(responder.respond(asked, sampling=Sampling(max_tokens=5, temperature=0)))
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert text
+    assert isinstance(events[-1], Finish)
+    assert events[-1].reason == "length"
+    transcriber.close()
+    responder.close()
+
+
+def test_servers_that_cannot_be(tmp_path):
+    folder = write_chat(tmp_path / "chat")
+    with pytest.raises(InputError, match="http://HOST/v1#MODEL"):
+        StepAudioResponder(folder, tmp_path, server="http://127.0.0.1:8000/v1")
+    with pytest.raises(InputError, match="quantize"):
+        StepAudioResponder(folder, tmp_path, server="http://127.0.0.1:8000/v1#tiny", quantize="int8")
 
 
 def test_refusals_are_input_errors(engine):

@@ -88,6 +88,13 @@ def test_a_users_bundle_is_found_by_name(tmp_path: Path) -> None:
         ('responder = { backend = "toy", weights = { path = "nothing/x" } }', "no weights are called 'nothing'"),
         ('extends = "no-such-bundle"', "which is no bundle"),
         ('extends = "mine.toml"', "extends itself"),
+        ("extends = 3", "extends must be text"),
+        ("summary = 3", "summary must be text"),
+        ('languages = "en"', "languages must be a list"),
+        ("weights = 3", "weights must be a table"),
+        ("[weights]\nmine = 3", "weights must be a table"),
+        ('speaker = { backend = "toy", weights = 3 }', "weights must be a table"),
+        ('speaker = { backend = "toy", optional_weights = { path = 3 } }', "optional_weights must be a table"),
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path: Path, text: str, says: str) -> None:
@@ -138,6 +145,9 @@ def test_absent_roles_packages_and_options_are_named(tmp_path: Path) -> None:
         _ = bundle.responder
     with pytest.raises(InputError, match="no option 'hue'"):
         _ = bundle.speaker
+    url = load(write(tmp_path / "url.toml", 'responder = { backend = "openai", model = "m" }'))
+    with pytest.raises(InputError, match="needs the option 'base_url'"):
+        _ = url.responder
 
 
 def test_weights_arrive_as_verified_paths(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from threading import Event
 
-import librosa
 import numpy as np
 import pytest
 import torch
@@ -26,7 +25,6 @@ from stepaudio.speech.roles import (
 from stepaudio.speech.say import say
 from stepaudio.speech.step_audio import model as models
 from stepaudio.speech.step_audio.listener import StepAudioResponder, StepAudioTranscriber
-from stepaudio.speech.step_audio.model import trim_silence
 from stepaudio.speech.step_audio.speaker import StepAudioEditor, StepAudioTts
 from stepaudio.speech.step_audio.voices import list_voices
 
@@ -277,18 +275,6 @@ def test_roles_share_one_model(home, chat):
 
 
 # ---------------------------------------------------------------- clips
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (4000, 8000), (100, 30)])
-def test_silence_is_trimmed_as_librosa_finds_it(before, after):
-    voice = clip(seed=2)[4000:-4000]
-    noisy = np.pad(voice, (before, after)) + 1e-4 * np.random.default_rng(0).normal(size=len(voice) + before + after)
-    trimmed = trim_silence(noisy.astype(np.float32))
-    _, (start, stop) = librosa.effects.trim(noisy, top_db=20, frame_length=512, hop_length=128)
-    length = -(-(stop - start) // 240) * 240 + int(0.27 * 16_000)
-    assert len(trimmed) == length
-    padded = np.pad(noisy, (800, length))[start : start + length]
-    np.testing.assert_allclose(trimmed, padded, atol=1e-6)
 
 
 def test_voices_on_disk(home, tmp_path):

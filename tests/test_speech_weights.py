@@ -112,6 +112,18 @@ def test_a_digest_is_computed_once(tmp_path: Path, parts: tuple[str, str], monke
         store.verified(toy)
 
 
+def test_where_the_digest_may_not_be_kept_it_is_checked_every_time(tmp_path: Path, parts: tuple[str, str]) -> None:
+    store = Store(tmp_path / "home")
+    toy = artefact(WHOLE, *parts)
+    folder = store.pull(toy)
+    (folder / ".verified.json").unlink()
+    (folder / ".verified.json").mkdir()  # as little to be written as in a folder of somebody else's
+    assert store.verified(toy) == folder
+    (folder / "model.bin").write_bytes(WHOLE[::-1])
+    with pytest.raises(IntegrityError):
+        store.verified(toy)
+
+
 def test_a_stamp_for_other_contents_is_no_proof(tmp_path: Path, parts: tuple[str, str]) -> None:
     store = Store(tmp_path / "home")
     folder = store.pull(artefact(WHOLE, *parts))

@@ -158,6 +158,20 @@ def test_windows_of_the_named_plans(plan, seconds, windows):
     assert max(len(segment.clip) for segment in segments) <= 30 * 16000
 
 
+@pytest.mark.parametrize("plan", [LIVE, LONG, RELEASED])
+def test_a_window_holds_the_sound_around_its_stretch(plan):
+    samples = np.arange(58 * 16_000, dtype=np.float32)
+    segmenter = WindowSegmenter(plan)
+    stretch, start = plan.first or plan.stretch, 0
+    whole, last = segmenter.push(samples), segmenter.flush()
+    for segment in whole:
+        begin = max(0, start - plan.left)
+        assert (segment.clip[0], segment.clip[-1]) == (begin, start + stretch + plan.right - 1)
+        assert (segment.skip, segment.take) == ((start - begin) // 640, stretch // 640)
+        start, stretch = start + stretch, plan.stretch
+    assert [(segment.clip[0], segment.clip[-1]) for segment in last] == [(max(0, start - plan.left), len(samples) - 1)]
+
+
 def test_live_look_ahead():
     """A stretch of 240 ms is encoded once 220 ms after it are there."""
     segmenter = WindowSegmenter(LIVE)

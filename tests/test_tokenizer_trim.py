@@ -2,7 +2,9 @@
 
 import math
 
+import librosa
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +33,18 @@ def test_trim_is_the_rule(length, seed, quiet_ends):
         samples[: length // 3] *= 0.01
         samples[-(length // 4) :] *= 0.01
     np.testing.assert_array_equal(trim_silence(samples), np.array(by_the_rule(samples), dtype=np.float32))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (4000, 8000), (100, 30)])
+def test_the_voiced_part_is_librosas(before, after):
+    rng = np.random.default_rng(0)
+    voice = rng.normal(0, 0.3, 24_000) * np.sin(np.arange(24_000) * np.pi / 24_000)
+    noisy = np.pad(voice, (before, after)) + 1e-4 * rng.normal(size=len(voice) + before + after)
+    trimmed = trim_silence(noisy.astype(np.float32))
+    _, (start, stop) = librosa.effects.trim(noisy, top_db=20, frame_length=512, hop_length=128)
+    length = -(-(stop - start) // 240) * 240 + int(0.27 * 16_000)
+    assert len(trimmed) == length
+    np.testing.assert_allclose(trimmed, np.pad(noisy, (800, length))[start : start + length], atol=1e-6)
 
 
 def test_silence_stays():

@@ -1,5 +1,7 @@
 """Training of the flow: clips, closed forms, dropped conditions, resumption."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -117,6 +119,13 @@ def test_a_run_that_was_stopped_ends_the_same(recordings, tmp_path):
                     break
         ends.append([p.detach().clone() for p in loop.task.model.parameters()])
     assert_close(*ends, rtol=0, atol=0)
+    for other in (
+        replace(TRAINING, learning_rate=0.5),
+        replace(TRAINING, drop=0.9),
+        replace(TRAINING, batch_seconds=9),
+    ):
+        with pytest.raises(InputError, match="of another model"):
+            Loop(FlowTask(other, recordings), LoopConfig(tmp_path / "cut", 8, bf16=False))
 
 
 # ---------------------------------------------------------------- timbre

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from full_disk import full_disk
 from stepaudio.errors import BackendError, InputError
 from stepaudio.train.loop import Epochs, Loop, Loss, Schedule, checkpoints
 from training import Line, Points, config
@@ -158,6 +159,18 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_goes_on(tmp_path):
         Loop(Line(), config(tmp_path))
     last.unlink()
     assert torch.equal(weights(finished(Line(), config(tmp_path))[0]), whole)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(tmp_path):
+    list(Loop(Line(), config(tmp_path, steps=4, save_every=2)).run())
+    room = (tmp_path / "checkpoint-00000004.pt").stat().st_size - 500  # enough for the log
+    with pytest.raises(BackendError, match="make room"), full_disk(room):
+        list(Loop(Line(), config(tmp_path, steps=6, save_every=2, log_every=100)).run())
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint*"))] == [
+        "checkpoint-00000002.pt",
+        "checkpoint-00000004.pt",
+    ]
+    assert Loop(Line(), config(tmp_path, steps=6)).step == 4
 
 
 def test_another_task_is_not_continued(tmp_path):

@@ -1,6 +1,7 @@
 """A recipe from a manifest to a model, its plan, and what it may begin with."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,6 +113,25 @@ def test_a_recipe_is_followed_and_goes_on(manifest, tmp_path, layout, shares):
     # And what was learned is what another run may begin with.
     more = list(train_lm(chosen, manifest, tmp_path / "more", start=tmp_path / "whole" / "model"))
     assert more[0]["loss"] < whole[0]["loss"]
+    assert list(train_lm(chosen, manifest, tmp_path / "whole")) == []
+    for other in ({"seed": 1}, {"start": tmp_path / "more" / "model"}):
+        with pytest.raises(InputError, match="of another recipe, start or seed"):
+            list(train_lm(chosen, manifest, tmp_path / "whole", **other))
+
+
+def test_a_run_killed_while_it_hands_over_the_model_is_mended(manifest, tmp_path, monkeypatch):
+    def cut_off(source, target, **options):
+        copied = shutil_copytree(source, target, **options)
+        (Path(copied) / checkpoint.SINGLE).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    chosen, shutil_copytree = small("nano", [{"tts": 1, "asr": 1}]), shutil.copytree
+    monkeypatch.setattr(shutil, "copytree", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        list(train_lm(chosen, manifest, tmp_path))
+    monkeypatch.undo()
+    list(train_lm(chosen, manifest, tmp_path))
+    assert checkpoint.load(tmp_path / "model").config.hidden_size == 32
 
 
 def test_the_shares_of_the_paper():

@@ -132,6 +132,18 @@ def test_a_checkpoint_of_another_run_is_refused(manifest, tmp_path):
         loop(TokenizerTask(config(manifest, tmp_path, steps=1, seed=1)))
 
 
+def test_the_other_branch_wants_a_folder_of_its_own(manifest, tmp_path):
+    train(config(manifest, tmp_path, steps=1))
+    with pytest.raises(InputError, match="the other branch's run"):
+        train(replace(config(manifest, tmp_path, steps=1), model=replace(config(manifest, tmp_path).model, stack=7)))
+
+
+def test_a_width_that_heads_cannot_share_is_refused():
+    for width in (-64, 0, 3, 97):
+        with pytest.raises(InputError, match="width"):
+            RecognizerConfig(width=width)
+
+
 def test_linguistic_codebook_and_a_whole_tokenizer(manifest, tmp_path):
     recipe = replace(linguistic_recipe(64), blocks=1, reader_blocks=1, pieces=8)
     linguistic = replace(config(manifest, tmp_path, steps=20), model=recipe)

@@ -1,6 +1,7 @@
 """Training of the vocoder: closed forms of its losses, who learns in which turn, resumption."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from nano_voice import VOCOS, tone
-from stepaudio.data.manifest import Utterance, write_manifest
+from stepaudio.data.manifest import Utterance, read_manifest, write_manifest
 from stepaudio.decoder.vocos import VOCODER, Vocos, load_vocos, save_vocos
 from stepaudio.errors import InputError
 from stepaudio.train.discriminators import Discriminators, adversarial_loss, feature_loss, hinge_loss
@@ -110,6 +111,10 @@ def test_a_run_that_was_stopped_ends_the_same(manifest, tmp_path, adversarial):
                     break
         ends.append([p.detach().clone() for p in loop.task.model.parameters()])
     assert_close(*ends, rtol=0, atol=0)
+    fewer = read_manifest(manifest)[:3]
+    for task in (VocoderTask(replace(training, learning_rate=0.5)), VocoderTask(training, fewer)):
+        with pytest.raises(InputError, match="of another model"):
+            Loop(task, LoopConfig(tmp_path / "cut", 8, bf16=False))
 
 
 def test_the_second_stage_needs_the_first(manifest):

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +18,7 @@ import numpy as np
 from stepaudio.audio.pcm import Samples, check_finite, check_rate, to_int16
 from stepaudio.audio.resample import Resampler
 from stepaudio.errors import AudioError, InputError
+from stepaudio.files import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,24 +97,15 @@ def write(
     """
     path = Path(path)
     format = format or _format_of(path)
-    # A pipe or a device is written as it is: to replace it would be to remove it.
-    special = path.exists() and not path.is_file()
-    part = path if special else path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
-        with open(part, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             muxer = _Muxer(file, format, rate)
             for block in [blocks] if isinstance(blocks, np.ndarray) else blocks:
                 muxer.add(block)
             muxer.close()
-        muxer.check_not_empty()
-        if not special:
-            os.replace(part, path)
+            muxer.check_not_empty()
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be written: {error.strerror or error}", param="path") from None
-    finally:
-        if not special:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
     return muxer.seconds
 
 

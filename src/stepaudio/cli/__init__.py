@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 something failed, 2 the input or a name cannot be used, 3 
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -16,7 +18,7 @@ from stepaudio import __version__
 from stepaudio.cli import bench, bundles, chat, clone, data, say, serve, talk, tokenize, train, transcribe
 from stepaudio.cli import eval as judging
 from stepaudio.cli.output import print_error
-from stepaudio.errors import StepAudioError
+from stepaudio.errors import MissingError, StepAudioError
 
 app = typer.Typer(
     name="stepaudio",
@@ -65,6 +67,18 @@ def _options(
     """Hear, understand, answer and speak, live."""
 
 
+def _extra(package: str) -> str:
+    """The extra that brings a package, the one for running before the others; those for running and training if none
+    is known to."""
+    found = [
+        extra[1]
+        for requirement in importlib.metadata.requires("stepaudio") or ()
+        if re.match(rf"{package.replace('_', '-')}\b", requirement, re.IGNORECASE)
+        and (extra := re.search(r"extra == .(\w+)", requirement))
+    ]
+    return min(found, key=lambda extra: extra != "local", default="local,train")
+
+
 def main() -> None:
     """Run the command line; every deliberate error becomes one line and its exit code."""
     try:
@@ -72,8 +86,19 @@ def main() -> None:
     except StepAudioError as error:
         print_error(error, as_json="--json" in sys.argv)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("stepaudio"):
+            raise
+        package = error.name.partition(".")[0]
+        missing = MissingError(f"{package} is not installed; run: pip install 'stepaudio[{_extra(package)}]'")
+        print_error(missing, as_json="--json" in sys.argv)
+        sys.exit(missing.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, no permission, a folder in a file's place
+        about = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        print_error(StepAudioError(f"{about}{error.strerror or error}"), as_json="--json" in sys.argv)
+        sys.exit(StepAudioError.exit_code)

@@ -113,7 +113,9 @@ def lm(
     ] = None,
     text: Annotated[Path | None, typer.Option(help="More text for the paper's layout: a document per line.")] = None,
     tokenizer: Annotated[str, typer.Option(help="The tokenizer whose codes are read.")] = "nano-tokenizer",
-    tokens: Annotated[float | None, typer.Option(help="Of all stages together, instead of the recipe's.")] = None,
+    tokens: Annotated[
+        float | None, typer.Option(help="Of all stages together, instead of the recipe's.", min=1)
+    ] = None,
     save_every: SaveOption = 200,
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; as many as it likes if not given.", min=1)
@@ -139,8 +141,10 @@ def lm(
         return
     if json:
         print_json({"output": str(out / MODEL), **last})
+    elif not last:
+        console().print(f"{out / MODEL} was there: this run had ended")
     else:
-        console().print(f"{out / MODEL} after {last.get('step', 0)} steps; the log is log.jsonl in each stage's folder")
+        console().print(f"{out / MODEL} after {last['step']} steps; the log is log.jsonl in each stage's folder")
 
 
 @app.command()

@@ -11,7 +11,8 @@ import typer
 
 import stepaudio
 from stepaudio.cli.output import BundleOption, JsonOption, console, print_error, print_json, progress
-from stepaudio.errors import StepAudioError
+from stepaudio.errors import InputError, StepAudioError
+from stepaudio.files import replacing
 from stepaudio.speech.bundle_spec import DEFAULT
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def transcribe(
         Format.vtt: to_vtt,
     }
     wanted = Format.json if json else format
+    targets = {} if output is None else _targets(files, output, "txt" if wanted is Format.text else wanted.value)
     models = stepaudio.load(bundle)
     failure: StepAudioError | None = None
     for file in files:
@@ -57,9 +59,8 @@ def transcribe(
             failure = error
             print_error(error, as_json=json, about=str(file))
             continue
-        if output is not None:
-            output.mkdir(parents=True, exist_ok=True)
-            _write(output / f"{file.stem}.{'txt' if wanted is Format.text else wanted}", written)
+        if file in targets:
+            _write(targets[file], written)
         elif isinstance(written, dict):
             print_json({"file": str(file), **written})
         else:
@@ -68,6 +69,17 @@ def transcribe(
             sys.stdout.write(written if written.endswith("\n") else written + "\n")
     if failure is not None:
         raise typer.Exit(failure.exit_code)
+
+
+def _targets(files: list[Path], folder: Path, extension: str) -> dict[Path, Path]:
+    """Where each file's transcript goes. Raises InputError where two would go to the same place."""
+    targets = {file: folder / f"{file.stem}.{extension}" for file in files}
+    first = {target: file for file, target in reversed(targets.items())}
+    for file, target in targets.items():
+        if first[target] != file:
+            raise InputError(f"{first[target]} and {file} would both be written to {target}: give them apart")
+    folder.mkdir(parents=True, exist_ok=True)
+    return targets
 
 
 def _segments(models: Any, file: Path, language: str | None, words: bool, *, quiet: bool) -> list[Segment]:
@@ -88,5 +100,6 @@ def _write(path: Path, content: str | dict[str, Any]) -> None:
     import json
 
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, indent=1)
-    path.write_text(text, encoding="utf-8")
+    with replacing(path) as half:
+        half.write_text(text, encoding="utf-8")
     console().print(f"wrote {path}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import replacing
 from stepaudio.tokenizer.fbank import RATE
 from stepaudio.tokenizer.files import Tokenizer
 from stepaudio.tokenizer.streaming import DualCodes
@@ -33,9 +34,8 @@ def tokenize_manifest(manifest: Path, tokenizer: Tokenizer, name: str) -> Iterat
     for path, group in _groups(manifest, read_manifest(manifest), folder):
         if not path.is_file():
             codes = [tokenizer.encode(utterance.samples(RATE)) for utterance in group]
-            half = path.with_suffix(".half.npz")
-            np.savez(half, **_flat("linguistic", codes), **_flat("semantic", codes))  # type: ignore[arg-type]
-            os.replace(half, path)
+            with replacing(path) as half:
+                np.savez(half, **_flat("linguistic", codes), **_flat("semantic", codes))  # type: ignore[arg-type]
         yield len(group), sum(utterance.duration for utterance in group)
 
 

@@ -17,7 +17,6 @@ Only the first three are needed; what is unknown is left out. `path`, `lang` and
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 from stepaudio.audio import io
 from stepaudio.audio.pcm import Samples
 from stepaudio.errors import AudioError, InputError, MissingError
+from stepaudio.files import replacing
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def read_manifest(path: Path, *, split: str | None = None) -> list[Utterance]:
     if not path.is_file():
         raise MissingError(f"there is no manifest at {path}")
     utterances = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                utterance = parse(json.loads(line), path.parent)
+                utterance = parse(json.loads(line.decode("utf-8")), path.parent)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"line {number} of {path} is no manifest entry: {error!r}") from error
             if split in (None, utterance.split or "train"):
@@ -115,9 +115,8 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
 
 
 def write_lines(path: Path, lines: Sequence[str]) -> None:
-    half = path.with_name(path.name + ".half")
-    half.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(half, path)
+    with replacing(path) as half:
+        half.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 _FIELDS = tuple(field.name for field in fields(Utterance))

@@ -24,6 +24,7 @@ from stepaudio.decoder.encoder import EncoderConfig
 from stepaudio.decoder.flow import RELEASED_22K, RELEASED_24K, FlowConfig, FlowModel, InterleavedFlow, build
 from stepaudio.decoder.unet import UNetConfig
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 
 RELEASED = "flow.pt"
 YAML = "cosyvoice.yaml"
@@ -51,12 +52,9 @@ def load_flow(folder: Path, *, device: torch.device | str = "cpu", dtype: torch.
 
 def save_flow(model: FlowModel, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write `flow.safetensors`; `dtype` is how weights are stored. Raises InputError for a model `for_inference`."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
     kind = "unet" if isinstance(model.config.estimator, UNetConfig) else "dit"
     config = {"format": FORMAT, "kind": kind, **asdict(model.config)}
-    save_file(_state(model, dtype), folder / OURS, metadata={"flow": json.dumps(config)})
+    save_tensors(_state(model, dtype), folder / OURS, {"flow": json.dumps(config)})
 
 
 def save_released(model: FlowModel, folder: Path) -> None:

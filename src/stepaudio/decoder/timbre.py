@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stepaudio.decoder.layers import valid
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 
 TIMBRE = "timbre.safetensors"
 FORMAT = 1
@@ -72,11 +73,8 @@ class TimbreEncoder(nn.Module):
 
 def save_timbre(model: TimbreEncoder, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a safetensors file; the sizes stand in its metadata, as JSON under "timbre"."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"timbre": json.dumps({"format": FORMAT, **asdict(model.config)})})
+    save_tensors(tensors, path, {"timbre": json.dumps({"format": FORMAT, **asdict(model.config)})})
 
 
 def load_timbre(path: Path) -> TimbreEncoder:

@@ -21,6 +21,7 @@ from stepaudio.decoder.convolution import Conv1d, Stream, align
 from stepaudio.decoder.mel import MelSpec
 from stepaudio.decoder.stft import InverseStft
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 
 VOCODER = "vocoder.safetensors"
 FORMAT = 1
@@ -124,11 +125,8 @@ def _initialise(module: nn.Module) -> None:
 
 def save_vocos(model: Vocos, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a safetensors file; the sizes stand in its metadata, as JSON under "vocos"."""
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"vocos": json.dumps({"format": FORMAT, **asdict(model.config)})})
+    save_tensors(tensors, path, {"vocos": json.dumps({"format": FORMAT, **asdict(model.config)})})
 
 
 def load_vocos(path: Path) -> Vocos:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from stepaudio.errors import InputError, NotFoundError
 from stepaudio.eval.metrics import intervals
+from stepaudio.files import replacing
 
 FORMAT = 1
 """Of run.json."""
@@ -136,9 +137,8 @@ def save(run: Run, folder: Path) -> Path:
         "setup": run.setup,
         "tasks": {name: _plain(task) for name, task in run.tasks.items()},
     }
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(body, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as half:
+        half.write_text(json.dumps(body, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return path
 
 

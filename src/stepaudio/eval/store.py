@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 from stepaudio.eval.items import Audio, Call, Output, Reply
+from stepaudio.files import replacing
 
 _PLAIN = ("text", "seconds", "first", "heard")
 
@@ -82,6 +81,5 @@ class Store:
     def _write(self, name: str, content: Any) -> None:
         path = self._path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}-{threading.get_native_id()}.part")
-        partial.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as half:
+            half.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")

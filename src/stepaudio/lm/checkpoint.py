@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import replacing, save_tensors
 from stepaudio.lm.quantize import Quantization, quantized_linear
 from stepaudio.lm.step1 import Config, Step1
 
@@ -112,27 +113,26 @@ def save(model: Step1, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
 
     Raises InputError for a quantised model: its tensors have no name in the released layout.
     """
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if tensors.keys() != dict(model.named_parameters()).keys():
         raise InputError("a quantised model cannot be saved; save the model it was made from")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    for stale in (folder / INDEX, *folder.glob("model*.safetensors")):
-        stale.unlink(missing_ok=True)
     shards = _shards(tensors, shard_bytes)
-    if len(shards) == 1:
-        save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
-        return
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_tensors({name: tensors[name] for name in names}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    total = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    texts = {CONFIG: model.config.to_dict()}
+    if len(shards) > 1:
+        total = sum(tensor.nbytes for tensor in tensors.values())
+        texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    for name, values in texts.items():
+        with replacing(folder / name) as half:
+            half.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    # Of an earlier checkpoint, and only now that this one is there.
+    for stale in (folder / INDEX, *folder.glob("model*.safetensors")):
+        if stale.name not in {*weight_map.values(), *texts}:
+            stale.unlink(missing_ok=True)
 
 
 def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:

@@ -11,7 +11,8 @@ not applied.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from queue import Empty, Full, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,50 @@ QUEUED_CHUNKS = 256
 Chunk = dict[str, Any]
 
 
+@dataclass(slots=True, eq=False)
+class RemoteGeneration:
+    """A request to a server: iterate it once for its tokens as they come; `reply` is there once it has ended. The
+    counterpart of `Generation`."""
+
+    prompt: Sequence[int]
+    stop: Sequence[int]
+    grammar: Grammar | None
+    _chunks: Generator[Chunk, None, None]
+    _cancel: Event
+    tokens: list[int] = field(default_factory=list)
+    cached: int = 0
+    reply: Reply | None = None
+
+    def cancel(self) -> None:
+        """Stop; the iteration then raises Cancelled."""
+        self._cancel.set()
+
+    def __iter__(self) -> Iterator[int]:
+        """Tokens as the server draws them. Leaving the loop early stops it. Raises Cancelled, InputError, BusyError and
+        BackendError."""
+        told, reason = 0, "length"
+        try:
+            for chunk in self._chunks:
+                usage = chunk.get("usage") or {}
+                self.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or self.cached
+                told = usage.get("completion_tokens") or told
+                for choice in chunk.get("choices") or ():
+                    reason = choice.get("finish_reason") or reason
+                    for token in _ids(choice):
+                        if token in self.stop:
+                            self.reply = Reply(self.tokens, "stop", len(self.prompt), self.cached)
+                            return
+                        self.grammar = _advance(self.grammar, token)
+                        self.tokens.append(token)
+                        yield token
+        finally:
+            self._chunks.close()
+        # A server counts the id that ended the reply, and need not show it.
+        if told and not told - (reason == "stop") <= len(self.tokens) <= told:
+            raise BackendError(f"the server generated {told} tokens and told the ids of {len(self.tokens)}")
+        self.reply = Reply(self.tokens, "stop" if reason == "stop" else "length", len(self.prompt), self.cached)
+
+
 class RemoteEngine:
     """Generates on a server; the counterpart of `Engine`. Safe to use from several threads."""
 
@@ -40,6 +85,22 @@ class RemoteEngine:
         self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         self._model = model
 
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        grammar: Grammar | None = None,
+        cancel: Event | None = None,
+    ) -> RemoteGeneration:
+        """A request, sent when it is first iterated, which raises Cancelled soon after `cancel` is set, InputError when
+        the server refuses the prompt, BusyError when it has no room, BackendError when it fails or breaks the grammar.
+        """
+        params = params or SamplingParams()
+        own = Event()
+        chunks = self._chunks(_request(self._model, prompt, params), (own,) if cancel is None else (own, cancel))
+        return RemoteGeneration(prompt, params.stop, grammar, chunks, own)
+
     def generate(
         self,
         prompt: Sequence[int],
@@ -49,36 +110,18 @@ class RemoteEngine:
         on_token: Callable[[int], None] | None = None,
         cancel: Event | None = None,
     ) -> Reply:
-        """Run a request to its end; `on_token` is called in this thread.
-
-        Raises Cancelled soon after `cancel`, InputError when the server refuses the prompt, BusyError when it
-        has no room, BackendError when it fails or breaks the grammar.
-        """
-        params = params or SamplingParams()
-        tokens: list[int] = []
-        told = cached = 0
-        reason = "length"
-        for chunk in self._chunks(_request(self._model, prompt, params), cancel):
-            cached = ((chunk.get("usage") or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or cached
-            told = (chunk.get("usage") or {}).get("completion_tokens") or told
-            for choice in chunk.get("choices") or ():
-                reason = choice.get("finish_reason") or reason
-                for token in _ids(choice):
-                    if token in params.stop:
-                        return Reply(tokens, "stop", len(prompt), cached)
-                    grammar = _advance(grammar, token)
-                    tokens.append(token)
-                    if on_token is not None:
-                        on_token(token)
-        # A server counts the id that ended the reply, and need not show it.
-        if told and not told - (reason == "stop") <= len(tokens) <= told:
-            raise BackendError(f"the server generated {told} tokens and told the ids of {len(tokens)}")
-        return Reply(tokens, "stop" if reason == "stop" else "length", len(prompt), cached)
+        """Run a request to its end; `on_token` is called in this thread. Raises as `submit` says."""
+        generation = self.submit(prompt, params, grammar=grammar, cancel=cancel)
+        for token in generation:
+            if on_token is not None:
+                on_token(token)
+        assert generation.reply is not None
+        return generation.reply
 
     def close(self) -> None:
         self._client.close()
 
-    def _chunks(self, request: Mapping[str, Any], cancel: Event | None) -> Iterator[Chunk]:
+    def _chunks(self, request: Mapping[str, Any], cancel: Sequence[Event]) -> Generator[Chunk, None, None]:
         """The parsed events of a streamed reply. A thread reads them, so that a silent server can be left at
         once."""
         queue: Queue[Chunk | StepAudioError | None] = Queue(QUEUED_CHUNKS)
@@ -105,7 +148,7 @@ class RemoteEngine:
         Thread(target=read, name="lm-remote", daemon=True).start()
         try:
             while True:
-                if cancel is not None and cancel.is_set():
+                if any(event.is_set() for event in cancel):
                     raise Cancelled("the generation was cancelled")
                 try:
                     item = queue.get(timeout=POLL_SECONDS)

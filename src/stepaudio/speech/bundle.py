@@ -314,6 +314,9 @@ class Bundle:
             raise InputError(
                 f"the backend '{spec.backend}' has no option '{unknown[0]}'; it takes: {', '.join(accepted)}"
             )
+        needed = [name for name, each in accepted.items() if each.default is each.empty and name not in arguments]
+        if needed:
+            raise InputError(f"the backend '{spec.backend}' needs the option '{needed[0]}' in the bundle's TOML file")
         return make(**arguments)
 
     def _path(self, reference: str) -> Path:

@@ -22,7 +22,7 @@ optional_weights = { voices = "kokoro-voices" }     # passed as None when it is 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -147,8 +147,12 @@ def read_spec(name_or_path: str | Path = DEFAULT) -> BundleSpec:
         known = bundle_files()
         if str(name_or_path) not in known:
             near = get_close_matches(str(name_or_path), known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise NotFoundError(f"no bundle is called '{name_or_path}'{hint} Known: {', '.join(known)}", param="bundle")
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise NotFoundError(
+                f"no bundle is called '{name_or_path}': {hint}there are {', '.join(known)}, "
+                "and any bundle's TOML file by its path",
+                param="bundle",
+            )
         path = known[str(name_or_path)]
     return _read(path, seen=())
 
@@ -160,6 +164,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> BundleSpec:
         raise NotFoundError(f"cannot read the bundle {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+    for key, (shape, fits) in _SHAPES.items():
+        if key in table and not fits(table[key]):
+            raise InputError(f"{path}: {key} must be {shape}")
     base = _base(table.pop("extends", None), path, seen)
     roles = dict(base.roles)
     for role in ROLES:
@@ -177,6 +184,22 @@ def _read(path: Path, seen: tuple[Path, ...]) -> BundleSpec:
         raise InputError(f"{path}: unknown key '{next(iter(table))}'; roles are {', '.join(ROLES)}")
     spec.weights()  # every reference resolves
     return spec
+
+
+def _maps(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, kind) for each in value.values())
+
+
+_SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "extends": ("text", lambda value: isinstance(value, str)),
+    "summary": ("text", lambda value: isinstance(value, str)),
+    "languages": (
+        'a list like ["en", "zh"]',
+        lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value),
+    ),
+    "weights": ("a table for each artefact, [weights.NAME]", lambda value: _maps(value, dict)),
+}
+"""What else than roles a bundle's file may hold, in words and as a test."""
 
 
 def _base(extends: str | None, path: Path, seen: tuple[Path, ...]) -> BundleSpec:
@@ -197,4 +220,7 @@ def _role(where: str, table: Any) -> RoleSpec:
     backend = options.pop("backend")
     if backend not in BACKENDS:
         raise InputError(f"{where}: unknown backend '{backend}'; known: {', '.join(BACKENDS)}")
+    for key in ("weights", "optional_weights"):
+        if not _maps(options.get(key, {}), str):
+            raise InputError(f'{where}: {key} must be a table like {{ model = "ARTEFACT/FILE" }}')
     return RoleSpec(backend, options.pop("weights", {}), options.pop("optional_weights", {}), options)

@@ -18,16 +18,16 @@ import importlib
 import json
 import os
 import shutil
-import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
 from stepaudio.errors import InputError, IntegrityError, MissingError, NotFoundError
+from stepaudio.files import replacing
 from stepaudio.speech.sources import Sources, fetch_snapshot
 
 Progress = Callable[[str, int, int], None]
@@ -158,13 +158,14 @@ class Store:
                 promised = _check(folder / file.path, promised)
             checked[file.path] = [stat.st_size, stat.st_mtime_ns, promised]
         if checked != known:
-            with _replacing(stamps) as out:
-                out.write(json.dumps(checked, indent=1).encode())
+            # Where it may not be written down, it is checked every time.
+            with suppress(OSError), replacing(stamps) as out:
+                out.write_text(json.dumps(checked, indent=1), encoding="utf-8")
         for path, maker in artefact.derive.items():
             if not (folder / path).is_file():
                 made = _maker(maker)(folder)
-                with _replacing(folder / path) as out:
-                    out.write(made)
+                with replacing(folder / path) as out:
+                    out.write_bytes(made)
         return folder
 
     def pull(self, artefact: Artefact, progress: Progress = lambda *_: None) -> Path:
@@ -206,7 +207,7 @@ class Store:
         """Put one file together from its parts and move it to its place if its digest is right."""
         target = self.folder(artefact) / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as out:
+        with replacing(target) as half, half.open("wb") as out:
             digest = hashlib.sha256()
             for part in self._parts(file):
                 with part as stream:
@@ -277,17 +278,3 @@ def _mismatch(what: str, promised: str, found: str) -> IntegrityError:
         f"{what} is not the file that was promised: SHA-256 expected {promised}, found {found}; "
         "delete it and run `stepaudio pull` again"
     )
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write to a temporary file that takes `path`'s name only if the block succeeds."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            yield out
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

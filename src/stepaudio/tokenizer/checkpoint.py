@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 from stepaudio.tokenizer.lfr import LfrFrontend
 from stepaudio.tokenizer.linguistic import SanmBranch
 from stepaudio.tokenizer.quantize import Codebook, FiniteScalarQuantizer, Quantizer
@@ -28,17 +29,14 @@ SEMANTIC = "semantic.safetensors"
 
 def save_branch(path: Path, branch: SanmBranch, *, dtype: torch.dtype = torch.float32) -> None:
     """Write one branch to a file; `dtype` is how the encoder's weights are stored."""
-    from safetensors.torch import save_file
-
     tensors = {
         "shift": torch.from_numpy(branch.frontend.shift),
         "scale": torch.from_numpy(branch.frontend.scale),
     }
     tensors |= {f"encoder.{name}": tensor.to(dtype) for name, tensor in branch.encoder.state_dict().items()}
     tensors |= {f"quantizer.{name}": tensor for name, tensor in branch.quantizer.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"branch": json.dumps(_config(branch))})
+    save_tensors(contiguous, path, {"branch": json.dumps(_config(branch))})
 
 
 def load_branch(path: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> SanmBranch:

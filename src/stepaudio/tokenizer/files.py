@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from stepaudio.audio import io
 from stepaudio.errors import InputError
+from stepaudio.files import replacing
 from stepaudio.tokenizer.fbank import RATE, Floats
 from stepaudio.tokenizer.interleave import Tail
 from stepaudio.tokenizer.streaming import DualCodes
@@ -54,11 +54,10 @@ def tokenize(files: Sequence[Path], out: Path, tokenizer: Tokenizer, *, tail: Ta
         samples = io.read(file, rate=RATE, max_seconds=MAX_SECONDS)
         done.append(Tokenized(str(file), len(samples) / RATE, tokenizer.encode(samples)))
         yield done[-1]
-    half = out.with_name(f"{out.stem}.half{out.suffix}")
     write = _write_npz if out.suffix == ".npz" else _write_jsonl
     out.parent.mkdir(parents=True, exist_ok=True)
-    write(half, done, tail)
-    os.replace(half, out)
+    with replacing(out) as half:
+        write(half, done, tail)
 
 
 def _write_jsonl(path: Path, recordings: Sequence[Tokenized], tail: Tail) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stepaudio.errors import InputError
 from stepaudio.tokenizer.quantize import Codebook, EmaCodebook, FiniteScalarQuantizer, Quantizer
 from stepaudio.tokenizer.sanm import SanmConfig, SanmEncoder, sinusoids
 from stepaudio.train.pieces import BLANK, END
@@ -59,6 +60,14 @@ class RecognizerConfig:
     position_reach: int = 20_000
     """Positions are shifted at random by up to this many frames, so that hours-long streams are nothing
     new."""
+
+    def __post_init__(self) -> None:
+        heads = max(1, self.width // 48)
+        if self.width < 2 or self.width % (2 * heads):
+            raise InputError(
+                f"a width of {self.width} cannot be shared by {heads} heads: take a multiple of 48, such as 96 or 192",
+                param="width",
+            )
 
     def sanm(self) -> SanmConfig:
         return SanmConfig(

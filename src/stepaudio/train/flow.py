@@ -150,7 +150,8 @@ class FlowTask(Task[Item, Clips]):
         for index, speaker in enumerate(recordings.speakers):
             self.by_speaker.setdefault(speaker, []).append(index)
         self.cursor = Epochs(self._plan)
-        self.identity = {"flow": asdict(config.flow), "timbre": asdict(config.timbre)}
+        chosen = {name: value for name, value in asdict(config).items() if name != "init"}
+        self.identity = chosen | {"clips": [len(recordings.seconds), round(float(sum(recordings.seconds)), 3)]}
 
     def optimizers(self) -> list[Optimizer]:
         return [AdamW(self.model.parameters(), lr=self.config.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)]

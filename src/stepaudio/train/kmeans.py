@@ -10,7 +10,6 @@ Shapes: N vectors, K centroids, D width.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from stepaudio.data.manifest import Utterance
 from stepaudio.errors import InputError
+from stepaudio.files import replacing
 from stepaudio.tokenizer.lfr import LfrFrontend
 from stepaudio.tokenizer.quantize import Codebook
 from stepaudio.tokenizer.sanm import SanmEncoder
@@ -58,9 +58,8 @@ def fit_codebook(
         centroids_KD, line = _iterate(blocks(), centroids_KD, np.random.default_rng((seed, iteration)))
         log({"iteration": iteration + 1, **line})
         if checkpoint is not None:
-            half = checkpoint.with_suffix(".half")
-            torch.save({"codes": codes, "seed": seed, "done": iteration + 1, "centroids": centroids_KD}, half)
-            os.replace(half, checkpoint)
+            with replacing(checkpoint) as half:
+                torch.save({"codes": codes, "seed": seed, "done": iteration + 1, "centroids": centroids_KD}, half)
     return Codebook(centroids_KD)
 
 

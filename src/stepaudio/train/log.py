@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stepaudio.files import replacing
 from stepaudio.train.world import World
 
 Line = dict[str, Any]
@@ -59,7 +60,8 @@ class Log:
         out.mkdir(parents=True, exist_ok=True)
         self._path = out / "log.jsonl"
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else []
-        self._path.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
+        with replacing(self._path) as half:
+            half.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step), encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
 

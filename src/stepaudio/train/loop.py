@@ -315,10 +315,17 @@ class Loop(Generic[Item, B]):
         if self.world.first:
             self.config.out.mkdir(parents=True, exist_ok=True)
             half = self.config.out / "checkpoint.half"
-            with half.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with half.open("wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except (OSError, RuntimeError) as error:  # the latter is how torch puts the former
+                half.unlink(missing_ok=True)
+                raise BackendError(
+                    f"the checkpoint of step {self.step} cannot be written to {self.config.out}: "
+                    f"{error.__context__ or error}; make room and start the run again, it goes on from the one before"
+                ) from error
             os.replace(half, self.config.out / f"checkpoint-{self.step:08}.pt")
             for old in checkpoints(self.config.out)[: -self.config.keep]:
                 old.unlink()
@@ -333,7 +340,7 @@ class Loop(Generic[Item, B]):
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise InputError(f"{saved[-1]} is damaged: remove it, and the run goes on from the one before") from error
         if state["identity"] != _identity(self.task, self.config):
-            raise InputError(f"{saved[-1]} is of another model, data or seed: choose another folder")
+            raise InputError(f"{saved[-1]} is of another model, data, rate or seed: choose another folder")
         like = self.world.like
         current = self.task.model.state_dict()
         self.task.model.load_state_dict({name: like(state["model"][name], current[name]) for name in current})

@@ -102,10 +102,16 @@ def table(planned: Plan) -> str:
             continue
         devices = planned.devices(hardware)
         lines.append(
-            f"  {name:<12} {devices:>4} or more; with {devices} {planned.hours(hardware, devices):,.2f} hours at "
+            f"  {name:<12} {devices:>4} or more; with {devices} {_duration(planned.hours(hardware, devices))} at "
             f"{UTILISATION:.0%} of the published speed"
         )
     return "\n".join(lines)
+
+
+def _duration(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.1f} seconds"
 
 
 def _short(value: float) -> str:

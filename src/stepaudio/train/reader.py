@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 from stepaudio.tokenizer.sanm import sinusoids
 from stepaudio.train.lexicon import SILENCE, Lexicon
 from stepaudio.train.pieces import BLANK, join
@@ -142,8 +143,6 @@ class Reading:
 
 
 def save_reader(path: Path, known: Literate, *, dtype: torch.dtype = torch.float16) -> None:
-    from safetensors.torch import save_file
-
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in known.reader.state_dict().items()}
     lexicon = known.lexicon
     numbers = {"counts": lexicon.counts, "pairs": lexicon.pairs, "pair_counts": lexicon.pair_counts}
@@ -155,7 +154,7 @@ def save_reader(path: Path, known: Literate, *, dtype: torch.dtype = torch.float
         "phonemes": known.phonemes,
         "entries": lexicon.entries,
     }
-    save_file(tensors, path, metadata={"reader": json.dumps(facts, ensure_ascii=False)})
+    save_tensors(tensors, path, {"reader": json.dumps(facts, ensure_ascii=False)})
 
 
 def load_reader(path: Path) -> Literate:

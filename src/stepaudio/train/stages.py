@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 
 from stepaudio.data.manifest import read_manifest
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import read_text, replacing
 from stepaudio.lm import checkpoint
 from stepaudio.lm.text import TextTokenizer
 from stepaudio.train.begin import fresh, grown
@@ -31,6 +33,7 @@ from stepaudio.train.recipes import LmRecipe, Stage
 from stepaudio.train.world import World
 
 MODEL = "model"
+RUN = "run.json"
 TEXT = "tokenizer.model"
 
 
@@ -52,6 +55,7 @@ def train_lm(
     has a document of text per line. Raises InputError and MissingError for what cannot be trained on.
     """
     world = World.from_environment()
+    _require_same_run(out, recipe, start, seed, world)
     corpus = _corpus(recipe, manifest, out, tokenizer, start, text, world)
     begin = start
     for number, stage in enumerate(recipe.stages, 1):
@@ -61,7 +65,24 @@ def train_lm(
             yield from _stage(recipe, stage, folder, scorer, corpus, world, save_every=save_every, seed=seed)
         begin = folder / MODEL
     if world.first and begin is not None and not (out / MODEL).is_dir():
-        shutil.copytree(begin, out / MODEL)
+        half = out / f"{MODEL}.half"
+        shutil.copytree(begin, half, dirs_exist_ok=True)
+        os.replace(half, out / MODEL)
+    world.wait()
+
+
+def _require_same_run(out: Path, recipe: LmRecipe, start: Path | None, seed: int, world: World) -> None:
+    """Note in a folder which run it holds. Raises InputError when it is another one, also one that has ended."""
+    begun = str(start.absolute()) if start else None
+    what = json.dumps({"recipe": recipe.name, "model": asdict(recipe.model), "from": begun, "seed": seed}, indent=1)
+    path = out / RUN
+    if path.is_file():
+        if read_text(path) != what:
+            raise InputError(f"{path} is of another recipe, start or seed: choose another folder")
+    elif world.first:
+        out.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as half:
+            half.write_text(what, encoding="utf-8")
     world.wait()
 
 
@@ -121,7 +142,7 @@ def _corpus(
 ) -> Corpus:
     if recipe.layout == "nano":
         return nano_corpus(manifest, tokenizer, start=start)
-    lines = text.read_text(encoding="utf-8").splitlines() if text else []
+    lines = read_text(text).splitlines() if text else []
     if start is not None and not _is_step1(start):
         written = HfText(start)
         return paper_corpus(manifest, tokenizer, written, written.tokenizer.save_pretrained, lines=lines)
@@ -129,7 +150,8 @@ def _corpus(
     if not path.is_file() and start is None and world.first:
         out.mkdir(parents=True, exist_ok=True)
         said = [utterance.text for utterance in read_manifest(manifest, split="train")]
-        path.write_bytes(learn_text([*said, *lines], recipe.text))
+        with replacing(path) as half:
+            half.write_bytes(learn_text([*said, *lines], recipe.text))
     world.wait()
     return paper_corpus(manifest, tokenizer, TextTokenizer(path), partial(_copy_text, path), lines=lines)
 

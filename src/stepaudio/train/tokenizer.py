@@ -12,7 +12,6 @@ that was not; when the manifest has grown meanwhile, a new epoch begins.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,11 +27,12 @@ from torch.optim import AdamW, Optimizer
 from stepaudio.data.augment import augment
 from stepaudio.data.manifest import Utterance, read_manifest
 from stepaudio.errors import InputError
+from stepaudio.files import read_text, replacing
 from stepaudio.tokenizer import checkpoint
 from stepaudio.tokenizer.gain import normalise_peak
 from stepaudio.tokenizer.lfr import LfrFrontend
 from stepaudio.tokenizer.linguistic import SanmBranch
-from stepaudio.train.asr import IGNORE, Batch, Losses, Recognizer, RecognizerConfig
+from stepaudio.train.asr import IGNORE, N_MELS, Batch, Losses, Recognizer, RecognizerConfig
 from stepaudio.train.codes import perplexity, usage
 from stepaudio.train.kmeans import encoder_vectors, fit_codebook
 from stepaudio.train.lexicon import Lexicon
@@ -92,6 +92,8 @@ class TokenizerTask(Task[Item, Batch]):
         self.utterances = read_manifest(config.manifest, split="train")
         begun = self._begun()
         shift, scale = (vector.numpy() for vector in begun["frontend"])
+        if len(shift) != config.model.stack * N_MELS:
+            raise InputError(f"{config.out} is the folder of the other branch's run: choose another one")
         self.frontend = LfrFrontend(shift, scale, config.model.stack, config.model.skip)
         self.pieces = Pieces(bytes(begun["pieces"].tolist()))
         self.phonemes = {symbol: index for index, symbol in enumerate(begun["phonemes"])}
@@ -114,9 +116,8 @@ class TokenizerTask(Task[Item, Batch]):
                 "phonemes": sorted({symbol for utterance in self.utterances for symbol in utterance.phonemes}),
             }
             self.config.out.mkdir(parents=True, exist_ok=True)
-            half = path.with_suffix(".half")
-            torch.save(begun, half)
-            os.replace(half, path)
+            with replacing(path) as half:
+                torch.save(begun, half)
         known: dict[str, Any] = torch.load(path, weights_only=True)
         return known
 
@@ -244,7 +245,7 @@ def train(config: TrainConfig, log: Callable[[Line], None] = lambda line: None) 
 def _sentences(path: Path | None) -> list[tuple[str, str]]:
     if path is None:
         return []
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("\t") for line in read_text(path).splitlines()]
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise InputError(f"line {number} of {path} is not words, a tab and phonemes")

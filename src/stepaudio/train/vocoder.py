@@ -105,7 +105,13 @@ class VocoderTask(Task[Item, Segments]):
         self.spec = vocoder.config.mel
         self.model = _Players(vocoder, Discriminators() if config.adversarial else None)
         self.cursor = Epochs(self._plan)
-        self.identity = {"vocoder": asdict(vocoder.config), "adversarial": config.adversarial, "batch": config.batch}
+        self.identity = {
+            "vocoder": asdict(vocoder.config),
+            "adversarial": config.adversarial,
+            "batch": config.batch,
+            "rates": [config.learning_rate, config.discriminator_rate],
+            "clips": [len(self.utterances), round(sum(utterance.duration for utterance in self.utterances), 3)],
+        }
 
     @property
     def vocoder(self) -> Vocos:

@@ -12,6 +12,7 @@ from stepaudio.errors import StepAudioError
 from stepaudio.eval.report import plots, published, words
 from stepaudio.eval.results import Metric, Row, Run, TaskResult
 from stepaudio.eval.store import Store
+from stepaudio.files import replacing
 
 WORST = 10
 _PLAYER_SECONDS = 20.0
@@ -46,7 +47,8 @@ def write_report(run: Run, folder: Path, store: Store) -> Path:
         *(_task(task, store) for task in run.tasks.values()),
     ]
     path = folder / "report.html"
-    path.write_text(page(f"{run.system}: evaluation", body), encoding="utf-8")
+    with replacing(path) as half:
+        half.write_text(page(f"{run.system}: evaluation", body), encoding="utf-8")
     return path
 
 

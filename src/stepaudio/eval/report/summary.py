@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stepaudio.errors import InputError, NotFoundError
+from stepaudio.errors import InputError
 from stepaudio.eval.report import words
 from stepaudio.eval.results import Figure, Metric, Run
 from stepaudio.eval.tasks import TASKS
+from stepaudio.files import read_text, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,13 +59,12 @@ def summary(runs: Sequence[Run]) -> str:
 
 def write_into(page: Path, text: str) -> None:
     """Put the text between the markers of a page. Raises NotFoundError, InputError."""
-    if not page.is_file():
-        raise NotFoundError(f"there is no file {page} to put the table into")
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    before, begin, rest = read_text(page).partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise InputError(f"{page} has no place for the table: put {BEGIN} and {END} on lines of their own")
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
+    with replacing(page) as half:
+        half.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def picture(runs: Sequence[Run], path: Path) -> None:

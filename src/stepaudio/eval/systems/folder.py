@@ -19,6 +19,7 @@ from typing import Any
 from stepaudio.errors import BackendError, InputError, NotFoundError
 from stepaudio.eval.items import Audio, Call, Clip, Kind, Reply, Request
 from stepaudio.eval.store import key
+from stepaudio.files import read_text
 
 AUDIO = (".wav", ".flac", ".mp3", ".opus", ".ogg", ".m4a")
 
@@ -67,7 +68,7 @@ class FolderSystem:
         audio = next((path for end in AUDIO if (path := stem.with_name(stem.name + end)).is_file()), None)
         if audio is None and not text.is_file():
             raise NotFoundError(f"{self.folder} has no output for {name}")
-        written = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+        written = read_text(text).strip() if text.is_file() else ""
         return Reply(written, None if audio is None else _read(audio))
 
     def _reply(self, row: dict[str, Any]) -> Reply:
@@ -87,7 +88,7 @@ def _read(path: Path) -> Audio:
 
 def _rows(path: Path) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         try:
             row = json.loads(line) if line.strip() else None
             if row is not None:

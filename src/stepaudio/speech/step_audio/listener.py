@@ -49,9 +49,10 @@ class StepAudioTranscriber:
         languages: Sequence[str] = ("zh", "en"),
         device: str = "cpu",
         quantize: Quantization | None = None,
+        server: str | None = None,
     ) -> None:
         self.languages = tuple(languages)
-        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize)
+        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize, server=server)
 
     def transcribe(
         self,
@@ -95,9 +96,10 @@ class StepAudioResponder:
         wording: Path | str | None = None,
         device: str = "cpu",
         quantize: Quantization | None = None,
+        server: str | None = None,
     ) -> None:
-        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize)
-        self.context_tokens = self._lm.engine.cache.tokens
+        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize, server=server)
+        self.context_tokens = self._lm.context_tokens
 
     def respond(
         self,

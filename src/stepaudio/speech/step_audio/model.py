@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from stepaudio.errors import AudioError
+from stepaudio.errors import AudioError, InputError
+from stepaudio.lm import checkpoint
 from stepaudio.lm.engine import Engine
 from stepaudio.lm.prompts import Prompts, Wording
+from stepaudio.lm.remote import RemoteEngine
+from stepaudio.lm.step1 import Config
 from stepaudio.lm.text import TextTokenizer
 from stepaudio.speech.roles import Samples
 from stepaudio.tokenizer.dual import DualTokenizer
@@ -19,27 +21,39 @@ Quantization = Literal["int8", "int4"]
 
 RATE = 16_000
 """What the tokenizer listens at."""
-_MARGINS = (0.05, 0.22)
-"""Seconds left before and after the voice when a clip's silence is cut."""
-_GRID = 240
-"""The voice itself is made a multiple of this many samples long (15 ms), as the models are used to."""
+KEY_VARIABLE = "STEPAUDIO_LM_KEY"
+"""The environment variable with the key of a server that generates."""
 
 
 class StepAudioModel:
     """A language model folder in the released layout and the tokenizer it was trained with.
 
-    `open` gives every role of a process the same one; it is freed when the last has closed it.
+    `open` gives every role of a process the same one; it is freed when the last has closed it. With `server`,
+    `http://HOST/v1#MODEL`, the weights are not read: a server that takes token ids, such as vLLM, generates.
     """
 
-    def __init__(
-        self, folder: Path, tokenizer: Path, wording: Path | None, *, device: str, quantize: Quantization | None
-    ) -> None:
-        from stepaudio.lm import checkpoint
+    engine: Engine | RemoteEngine
 
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Path,
+        wording: Path | None,
+        *,
+        device: str,
+        quantize: Quantization | None,
+        server: str | None,
+    ) -> None:
         self.text = TextTokenizer(folder / "tokenizer.model")
         self.prompts = Prompts(self.text, Wording.read(wording) if wording else None)
+        if server is None:
+            model = checkpoint.load(folder, device=device, quantize=quantize)
+            self.engine = engine = Engine(model)
+            self.context_tokens = engine.cache.tokens
+        else:
+            self.engine = _remote(server, quantize)
+            self.context_tokens = Config.read(folder / checkpoint.CONFIG).max_seq_len
         self.audio = DualTokenizer.load(tokenizer, device=device)
-        self.engine = Engine(checkpoint.load(folder, device=device, quantize=quantize))
         self._key: _Key | None = None
 
     @classmethod
@@ -51,13 +65,14 @@ class StepAudioModel:
         *,
         device: str = "cpu",
         quantize: Quantization | None = None,
+        server: str | None = None,
     ) -> StepAudioModel:
         """The model of these arguments, loaded if nobody has it. Raises MissingError and InputError."""
         folder, tokenizer, wording = Path(folder), Path(tokenizer), Path(wording) if wording else None
-        key = (folder, tokenizer, wording, device, quantize)
+        key = (folder, tokenizer, wording, device, quantize, server)
         with _lock:
             if key not in _open:
-                model = cls(folder, tokenizer, wording, device=device, quantize=quantize)
+                model = cls(folder, tokenizer, wording, device=device, quantize=quantize, server=server)
                 model._key = key
                 _open[key] = (model, 0)
             model, users = _open[key]
@@ -86,26 +101,15 @@ class StepAudioModel:
         return [id - self.text.vocabulary.text for id in ids]
 
 
-_Key = tuple[Path, Path, Path | None, str, Quantization | None]
+def _remote(server: str, quantize: Quantization | None) -> RemoteEngine:
+    url, _, model = server.partition("#")
+    if not url.startswith(("http://", "https://")) or not model:
+        raise InputError(f"the server {server!r} is none: write http://HOST/v1#MODEL", param="server")
+    if quantize is not None:
+        raise InputError("the server has the weights: it is told how to quantize them", param="quantize")
+    return RemoteEngine(url, model, api_key=os.environ.get(KEY_VARIABLE))
+
+
+_Key = tuple[Path, Path, Path | None, str, Quantization | None, str | None]
 _lock = threading.Lock()
 _open: dict[_Key, tuple[StepAudioModel, int]] = {}
-
-
-def trim_silence(samples: Samples) -> Samples:
-    """The voice of a clip [T] at 16 kHz with fixed margins of 0.05 s before and 0.22 s after it.
-
-    The voice is what lies between the first and the last window whose power is less than 20 dB below the loudest.
-    """
-    # Windows are centred on every 128th sample, as librosa's are.
-    windows = np.lib.stride_tricks.sliding_window_view(np.pad(samples.astype(np.float64), 256), 512)[::128]
-    power = (windows**2).mean(axis=1)
-    if not power.max() > 0:
-        raise AudioError("the clip is silent")
-    voiced = np.flatnonzero(power > power.max() * 10**-2)
-    start, stop = int(voiced[0]) * 128, min(len(samples), (int(voiced[-1]) + 1) * 128)
-    before, after = (int(margin * RATE) for margin in _MARGINS)
-    length = -(-(stop - start) // _GRID) * _GRID + before + after
-    start -= before
-    left = np.zeros(max(0, -start), np.float32)
-    cut = np.concatenate([left, samples[max(0, start) :]])[:length]
-    return np.pad(cut, (0, length - len(cut)))

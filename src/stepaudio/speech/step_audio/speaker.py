@@ -22,8 +22,9 @@ from stepaudio.speech.reading import script
 from stepaudio.speech.roles import Edit, Reference, Samples, Speaker, Speech, Voice
 from stepaudio.speech.step_audio import voices as folders
 from stepaudio.speech.step_audio.decoder import SpeechDecoder
-from stepaudio.speech.step_audio.model import RATE, Quantization, StepAudioModel, trim_silence
+from stepaudio.speech.step_audio.model import RATE, Quantization, StepAudioModel
 from stepaudio.speech.voices import check_speed, find_voice
+from stepaudio.tokenizer.trim import trim_silence
 
 CLONE = "clone"
 """What the voice of a clip is called."""
@@ -65,6 +66,7 @@ class StepAudioSpeaker:
         languages: Sequence[str] = ("zh", "en"),
         device: str = "cpu",
         quantize: Quantization | None = None,
+        server: str | None = None,
         steps: int = 10,
         seed: int | None = None,
     ) -> None:
@@ -73,7 +75,7 @@ class StepAudioSpeaker:
         self._decoders = {_DECODER: SpeechDecoder(model / _DECODER, device=device, steps=steps)}
         if (model / _MUSIC).is_dir():
             self._decoders[_MUSIC] = SpeechDecoder(model / _MUSIC, device=device, steps=steps)
-        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize)
+        self._lm = StepAudioModel.open(model, tokenizer, wording, device=device, quantize=quantize, server=server)
         self.rate = self._decoders[_DECODER].rate
         self.languages = tuple(languages)
         # `NAMERAP` and `NAME哼唱` are how NAME sings, not voices to choose.
@@ -155,6 +157,8 @@ class StepAudioSpeaker:
     def _prompt(self, reference: Reference) -> _Prompt:
         if not reference.transcript.strip():
             raise TextError("the transcript of the clip is empty; write down what is said in it", param="transcript")
+        if not reference.samples.any():
+            raise AudioError("the clip is silent")
         heard = trim_silence(self._level(resample(reference.samples, reference.rate, RATE)))
         return _Prompt(reference, heard, self._lm.hear(heard))
 
