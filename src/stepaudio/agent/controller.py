@@ -142,7 +142,7 @@ class Controller:
                 for item in self.context.delete(item_id):
                     replies.forget(item, now)
                     self._output.append(note.ItemDeleted(item.id))
-                listener.forget(item_id)
+                listener.transcripts.drop(item_id)
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
             case ev.CreateReply(options):
