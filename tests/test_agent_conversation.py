@@ -266,6 +266,22 @@ def test_a_discarded_speculation_cancels_its_tool_and_the_next_one_asks_again() 
     assert [role for role, _ in world.history()] == ["system", "user", "assistant", "tool", "assistant"]
 
 
+@pytest.mark.parametrize("asked", [1.0, 2.3], ids=["while the user speaks", "while a reply is prepared"])
+@pytest.mark.parametrize("speculation", [SpeculationConfig(), NO_SPECULATION], ids=["speculation", "none"])
+def test_the_reply_that_the_client_asks_for_during_a_turn_is_the_one_it_gets(
+    asked: float, speculation: SpeculationConfig
+) -> None:
+    turn = TurnConfig.server_vad(silence_duration=0.8)
+    world = World(QUESTION, sunny, settings(turn=turn, speculation=speculation))
+    world.at(asked, ev.CreateReply(ReplyOptions(instructions="Be kind.", metadata={"mine": "yes"})))
+    world.run(9)
+    (started,) = world.all(note.ReplyStarted)
+    assert started.metadata == {"mine": "yes"}
+    (start,) = [start for start in world.all(cmd.StartReply) if not start.speculative]
+    assert start.messages[0].content == "Be kind."
+    assert world.history()[1:] == [("user", QUESTION[0].text), ("assistant", "".join(sunny(())))]
+
+
 def test_load_stops_speculations_but_not_replies() -> None:
     world = World(QUESTION, sunny, settings())
     world.at(0.1, ev.Load(1.0))

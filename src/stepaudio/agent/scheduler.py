@@ -97,6 +97,7 @@ class Ticket:
         self.granted = asyncio.Event()
         self.asked_to_leave = False
         self._lane = lane
+        self._entering = False
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -105,7 +106,8 @@ class Ticket:
         self.urgency = Urgency.AWAITED
         self.asked_to_leave = False
         self._lane.assign()
-        self._limit()
+        if self._entering:
+            self._limit()
 
     async def stand_aside(self, until: Awaitable[object]) -> None:
         """Give the place up until something has come about, then wait for one again."""
@@ -119,6 +121,7 @@ class Ticket:
     async def __aenter__(self) -> Ticket:
         """Raises BusyError when there was no place in time."""
         self._lane.enter(self)
+        self._entering = True
         self._limit()
         try:
             await self.granted.wait()
@@ -126,6 +129,7 @@ class Ticket:
             self._lane.leave(self)
             raise
         finally:
+            self._entering = False
             if self._timer is not None:
                 self._timer.cancel()
         if self._refused:
@@ -135,7 +139,7 @@ class Ticket:
     def _limit(self) -> None:
         """From when it is awaited, the time for it to begin runs."""
         patience = self._lane.patience
-        if patience is not None and self.urgency is Urgency.AWAITED and not self.granted.is_set():
+        if patience is not None and self.urgency is Urgency.AWAITED and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(patience, self._refuse)
 
     def _refuse(self) -> None:

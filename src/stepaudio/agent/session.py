@@ -95,7 +95,7 @@ class Session:
         self._most_input = round(input_seconds * RATE)
         self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
-        self._attached: dict[str, Samples] = {}
+        self._attached: Samples | None = None
         self._language: str | None = None
         self._heard: tuple[str, Samples] | None = None
         self._work: dict[str, asyncio.Task[None]] = {}
@@ -130,9 +130,11 @@ class Session:
 
     def create_item(self, event: ev.CreateItem, samples: Samples | None) -> None:
         """Insert an item; `samples` [T] at `RATE` are the audio of one without a text. Raises RequestError."""
-        self.handle(event)
-        if samples is not None:  # in time: its transcription begins when the event loop gets to it
-            self._attached[event.item.id] = samples
+        self._attached = samples
+        try:
+            self.handle(event)
+        finally:
+            self._attached = None
 
     def handle(self, event: ev.Event) -> None:
         """Take an event and do what follows from it. Raises RequestError when a request does not fit."""
@@ -145,6 +147,7 @@ class Session:
     async def close(self) -> None:
         """Stop all work and wait, for a moment, until it has stopped."""
         self._closed = True
+        self._to_warm = None
         if self._timer is not None:
             self._timer.cancel()
         tasks = list(self._work.values())
@@ -159,15 +162,15 @@ class Session:
         match output:
             case cmd.Transcribe():
                 self._transcribing[output.job] = output.item_id
-                self._start(output.job, self._transcribe(output))
+                self._start(output.job, self._transcribe(output, self._audio(output.start, output.end)))
             case cmd.Overhear():
-                self._start(output.job, self._overhear(output))
+                self._start(output.job, self._overhear(output, self._audio(output.start, output.end)))
             case cmd.Warm():
                 self._to_warm = output
-                if _WARMING not in self._work:
-                    self._start(_WARMING, self._warm())
+                self._start_warming()
             case cmd.Score():
-                self._start(output.job, self._score(output))
+                start = max(output.start, output.end - _SCORED_SECONDS)
+                self._start(output.job, self._score(output.job, self._audio(start, output.end)))
             case cmd.StartReply():
                 self._start_reply(output)
             case cmd.RunTool(call):
@@ -201,6 +204,7 @@ class Session:
         self._tickets.pop(key, None)
         self._going.pop(key, None)
         self._transcribing.pop(key, None)
+        self._start_warming()
 
     def _hurry_transcript(self, item_id: str) -> None:
         """The turn is over: the transcript that was asked for at its last pause is awaited now."""
@@ -232,11 +236,14 @@ class Session:
 
     # ------------------------------------------------------------ hearing
 
-    async def _transcribe(self, command: cmd.Transcribe) -> None:
-        if command.start is None or command.end is None:
-            samples = self._attached.pop(command.item_id)
-        else:
-            samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
+    def _audio(self, start: float | None, end: float | None) -> Samples:
+        """A stretch of the input or, with no span, what came with the item that is being created."""
+        if start is None or end is None:
+            assert self._attached is not None
+            return self._attached
+        return self._ring.read(int(start * RATE), int(end * RATE))
+
+    async def _transcribe(self, command: cmd.Transcribe, samples: Samples) -> None:
         urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
 
         async def work(watchdog: Watchdog) -> None:
@@ -249,11 +256,10 @@ class Session:
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
 
-    async def _overhear(self, command: cmd.Overhear) -> None:
+    async def _overhear(self, command: cmd.Overhear, samples: Samples) -> None:
         if not self._scheduler.hearing.free:
             self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
             return
-        samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
 
         async def work(watchdog: Watchdog) -> None:
             async with self._place(command.job, Urgency.SPECULATIVE):
@@ -272,16 +278,14 @@ class Session:
         ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
         return ticket
 
-    async def _score(self, command: cmd.Score) -> None:
-        start = max(command.start, command.end - _SCORED_SECONDS)
-        samples = self._ring.read(int(start * RATE), int(command.end * RATE))
+    async def _score(self, job: str, samples: Samples) -> None:
         try:
-            async with self._place(command.job, Urgency.LIKELY):
+            async with self._place(job, Urgency.LIKELY):
                 score = await aio.run(lambda _: self._models.turn_scorer.score(samples, None, self._language))
         except Exception:
             log.exception("The acoustic turn scorer failed; the turn goes by its words")
         else:
-            self.handle(ev.Scored(command.job, score))
+            self.handle(ev.Scored(job, score))
 
     # ------------------------------------------------------------ replying
 
@@ -297,14 +301,14 @@ class Session:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
         language, heard = self._language, self._heard
-        warming = self._work.get(_WARMING)
         asked_for = self._to_warm is not None and self._to_warm.job is not None
         if not (start.speculative and asked_for):
             self._stop_warming()
 
-        async def stand_aside(until: Coroutine[Any, Any, object]) -> None:
+        async def stand_aside(until: Coroutine[Any, Any, object], watchdog: Watchdog) -> None:
             aloud.clear()
-            await ticket.stand_aside(until)
+            with watchdog.asleep():
+                await ticket.stand_aside(until)
             aloud.set()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
@@ -313,18 +317,20 @@ class Session:
             return make_reply(self._models, asked, language=language, go=going, aloud=aloud, cancel=cancel)
 
         async def work(watchdog: Watchdog) -> None:
-            if warming is not None:  # what it has read would not be known where another reads at the same time
+            # What is being read ahead would not be known to one who reads at the same time.
+            while (warming := self._work.get(_WARMING)) is not None:
                 await asyncio.wait([warming])
             # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
-            await self._room.wait()
+            with watchdog.asleep():
+                await self._room.wait()
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
                     if not self._room.is_set():
-                        await stand_aside(self._room.wait())
+                        await stand_aside(self._room.wait(), watchdog)
                     watchdog.calm()
                     self.handle(event)
                     if isinstance(event, ev.ReplySpeech) and lane.wanted and (spare := self._spare()) > 0:
-                        await stand_aside(asyncio.sleep(spare))
+                        await stand_aside(asyncio.sleep(spare), watchdog)
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
 
@@ -332,6 +338,11 @@ class Session:
         """Seconds for which the listener of this session has enough to hear."""
         ends_at = self.controller.playback.ends_at
         return 0.0 if ends_at is None else ends_at - self._clock() - _ENOUGH_AHEAD
+
+    def _start_warming(self) -> None:
+        """Unless the last reading has not ended, which makes it start when it has."""
+        if self._to_warm is not None and _WARMING not in self._work:
+            self._start(_WARMING, self._warm())
 
     async def _warm(self) -> None:
         """Have the responder read ahead, as long as nobody else needs the place."""
@@ -343,6 +354,8 @@ class Session:
                     ends = await aio.run(partial(self._read_ahead, command))
             except StepAudioError as error:
                 log.info("Nothing was read ahead: %s", error)
+            except Exception:
+                log.exception("Reading ahead failed; the turn goes by its words")
             else:
                 if command.job is not None:
                     self.handle(ev.Scored(command.job, ends))
