@@ -146,7 +146,7 @@ class Controller:
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
             case ev.CreateReply(options):
-                replies.request(options)
+                replies.request(options, now)
             case ev.StopReply(reply_id):
                 replies.stop(reply_id)
             case ev.ClearOutput():

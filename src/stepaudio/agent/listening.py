@@ -344,6 +344,7 @@ class Listener:
         if (
             self._may_speculate
             and replies.active is None
+            and not replies.asked
             and not self.transcripts.late
             and turn.attempts < self.settings.speculation.attempts
             and not same_request("", text)

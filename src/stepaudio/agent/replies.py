@@ -76,6 +76,11 @@ class Replies:
         return self.active is not None or self._owes or self.playback.audible(now)
 
     @property
+    def asked(self) -> bool:
+        """Whether the next reply is one that the client has asked for: no other is to be prepared."""
+        return self._wanted is not None and self._wanted.by_client
+
+    @property
     def _owes(self) -> bool:
         return self._wanted is not None or self._announcement is not None
 
@@ -87,7 +92,7 @@ class Replies:
         if self._wanted is None:
             self._wanted = _Wanted()
 
-    def request(self, options: ReplyOptions) -> None:
+    def request(self, options: ReplyOptions, now: float) -> None:
         """The client asks for a reply; an out-of-band one starts at once."""
         if not options.in_history:
             self._begin(self._plan(options))
@@ -95,6 +100,7 @@ class Replies:
         self._refuse_a_second()
         self._rounds, self._publisher.clock = 0, None
         self._wanted = _Wanted(options, by_client=True)
+        self.discard("history", now)
 
     def announce(self, text: str) -> None:
         """Speak a given text when the floor is free."""
@@ -333,7 +339,7 @@ class Replies:
                 self._publisher.cancel(reply, reason)
                 said = reply.message is not None and bool(reply.message.text)
                 owed |= reply.options.in_history and (not said or bool(reply.call_ids))
-        if self._wanted is not None and not self._wanted.by_client:
+        if not self.asked:
             self._wanted = None
         self._announcement = self._publisher.clock = self.filler_at = None
         return owed

@@ -27,8 +27,8 @@ from stepaudio.speech.roles import Finish
 
 Reason = Literal["changed", "resumed", "history", "throttled", "overflow", "failed", "cleared"]
 """Why a speculation was discarded: the words changed; the user went on for too long to have said only a filler; the
-history or the settings changed; the machine is loaded; it produced more than it may; a model failed; the turn was
-taken back."""
+history or the settings changed, or the client asked for a reply of its own; the machine is loaded; it produced more
+than it may; a model failed; the turn was taken back."""
 
 MOST_EVENTS = 4096
 """Events a speculation holds at most, whatever they are."""
