@@ -73,6 +73,11 @@ class Hub:
         finally:
             self.sessions -= 1
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether who has no ephemeral key needs one of the server's."""
+        return bool(self.server.settings.api_keys)
+
     def admit(self, key: str | None) -> Secret | None:
         """The ephemeral key that this is, if it is one. Raises WrongKeyError for a key that opens nothing here."""
         secret = self.secrets.find(key) if key else None

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepaudio.agent.errors import RequestError
+from stepaudio.serve.realtime.wire import check_json
 
 
 class Strict(BaseModel):
@@ -322,6 +323,7 @@ def parse_event(message: object) -> ClientEvent:
 
 def parse_session(fields: object) -> dict[str, Any]:
     """The fields that are present in a session, checked, as JSON. Raises RequestError."""
+    check_json(fields)
     try:
         patch = SessionPatch.model_validate(fields)
     except ValidationError as error:
