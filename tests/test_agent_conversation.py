@@ -290,6 +290,34 @@ def test_load_stops_speculations_but_not_replies() -> None:
     assert len(world.all(note.ReplyDone)) == 1
 
 
+def test_a_history_without_end_is_refused_and_the_conversation_goes_on() -> None:
+    world = World(QUESTION, sunny, settings())
+    for number in range(4):
+        world.at(0.1, ev.CreateItem(MessageItem(f"long{number}", "user", "word " * 50_000)))
+    with pytest.raises(RequestError) as refused:
+        world.run(0.2).controller.handle(ev.CreateItem(MessageItem("more", "user", "word " * 1)), 0.2)
+    assert refused.value.code == "conversation_full"
+    world.at(0.2, ev.DeleteItem("long0"))
+    world.at(0.3, ev.CreateItem(MessageItem("more", "user", "a word")))
+    world.run(9)
+    assert world.history()[-1] == ("assistant", "".join(sunny(())))
+    assert "more" in world.controller.context
+
+
+def test_replies_outside_the_conversation_are_a_few_at_once() -> None:
+    world = World([], sunny, settings())
+    aside = ev.CreateReply(ReplyOptions(in_history=False, speak=False))
+    for _ in range(8):
+        world.controller.handle(aside, 0.1)
+    with pytest.raises(RequestError) as refused:
+        world.controller.handle(aside, 0.2)
+    assert refused.value.code == "too_many_responses"
+    started = list(world.controller._replies._publisher.live)
+    world.controller.handle(ev.StopReply(started[0]), 0.3)
+    world.controller.handle(aside, 0.4)
+    world.controller.handle(ev.CreateReply(), 0.5)  # the conversation's own is not among them
+
+
 # ---------------------------------------------------------------- barge-in and backchannels
 
 

@@ -135,6 +135,7 @@ class Controller:
             case ev.ClearInput():
                 listener.clear_input(now)
             case ev.CreateItem(item, after):
+                self.context.check_room(item)
                 self._output.append(note.ItemAdded(item, self.context.add(item, after)))
                 if isinstance(item, MessageItem) and item.text is None:
                     listener.hear_item(item.id, now)

@@ -21,6 +21,8 @@ from stepaudio.agent.speculation import Reason, Reply, Speculation, Statistics, 
 from stepaudio.agent.tools import ToolLedger, encode
 from stepaudio.speech.roles import Message
 
+_MOST_ASIDE = 8
+"""Out-of-band replies of a session at once: everybody else's wait behind them."""
 _ROUNDING = 0.05
 """Seconds by which a client may truncate past the end: it counts in milliseconds and plays in frames."""
 
@@ -95,6 +97,11 @@ class Replies:
     def request(self, options: ReplyOptions, now: float) -> None:
         """The client asks for a reply; an out-of-band one starts at once."""
         if not options.in_history:
+            if sum(not reply.options.in_history for reply in self._publisher.live.values()) >= _MOST_ASIDE:
+                raise RequestError(
+                    f"{_MOST_ASIDE} replies outside the conversation are being made already: wait for one to end.",
+                    code="too_many_responses",
+                )
             self._begin(self._plan(options))
             return
         self._refuse_a_second()

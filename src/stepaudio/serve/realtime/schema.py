@@ -134,6 +134,7 @@ class ChosenFunction(Strict):
 
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)]
+Instructions = Annotated[str, Field(max_length=100_000)]
 ToolChoice = Literal["none", "auto", "required"] | ChosenFunction
 MaxTokens = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
 
@@ -153,7 +154,7 @@ class SessionPatch(Strict):
 
     type: Literal["realtime", "transcription"] | None = None
     model: str | None = None
-    instructions: str | None = None
+    instructions: Instructions | None = None
     output_modalities: Modalities | None = None
     audio: Audio | None = None
     tools: list[AnyTool] | None = Field(default=None, max_length=128)
@@ -223,7 +224,7 @@ class ResponseAudio(Strict):
 class ResponseParams(Strict):
     """How one response differs from the session."""
 
-    instructions: str | None = None
+    instructions: Instructions | None = None
     output_modalities: Modalities | None = None
     audio: ResponseAudio | None = None
     tools: list[FunctionTool] | None = Field(default=None, max_length=128)
