@@ -30,7 +30,8 @@ class TurnMeasure:
     """One turn. `latency`: from the last audible sample of the user's to the first of the reply's, in seconds; None
     when there was no reply. `cut_in`: the agent became audible while the user had more to say. `stopped`: from the
     first audible sample of a barge-in until the agent was silent; None if it was not interrupted. `talked_over`: it
-    was interrupted and still spoke after `_OVERLAP`; what ends by itself before is neither. `gave_way`: it fell silent at a murmur; None where there was none."""
+    was interrupted and still spoke after `_OVERLAP`; what ends by itself before is neither. `gave_way`: it fell silent
+    at a murmur; None where there was none."""
 
     conversation: str
     turn: int
