@@ -616,11 +616,33 @@ def test_what_is_asked_while_the_last_reading_ends_is_read_too() -> None:
             talk.session.controller.handle = noting  # type: ignore[method-assign]
             talk.session._carry_out(cmd.Warm((), (), ""))
             await talk.until(reader.reading.is_set)
-            talk.session._stop_warming()
+            talk.session._reading.stop()
             talk.session._carry_out(cmd.Warm((), (), "how are", "job"))
             reader.go_on.set()
             await talk.until(lambda: scored)
             assert scored == [ev.Scored("job", 0.9)]
+
+    run(check())
+
+
+def test_a_speculation_waits_for_the_answer_that_is_asked_with_it() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        bundle.responder = reader = Reader(bundle)
+        reader.go_on.set()
+        settings = replace(QUIET, turn=TurnConfig.semantic_vad())
+        async with talking(bundle, settings) as talk:
+            scored: list[float | None] = []
+            told = talk.session.controller.handle
+
+            def noting(event: ev.Event, now: float) -> list[note.Output]:
+                scored.extend([event.probability] if isinstance(event, ev.Scored) else [])
+                return told(event, now)
+
+            talk.session.controller.handle = noting  # type: ignore[method-assign]
+            await talk.say(1.0, 0.3)
+            await talk.until(lambda: bundle.responder.prompts)
+            assert scored == [0.9]
 
     run(check())
 

@@ -23,6 +23,7 @@ from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.agent import notices as note
 from stepaudio.agent.controller import Controller
+from stepaudio.agent.reading_ahead import ReadingAhead
 from stepaudio.agent.replying import Models, make_reply
 from stepaudio.agent.ring import InputRing
 from stepaudio.agent.scheduler import Scheduler, Ticket, Urgency
@@ -47,7 +48,6 @@ _SCORED_SECONDS = 8.0
 """What an acoustic `TurnScorer` gets to hear of a turn, from its end."""
 _OVERDUE = 0.05
 """Seconds until the next tick when one is due already and changed nothing."""
-_WARMING = "warm"
 _ENOUGH_AHEAD = 2.0
 """Seconds of audio ahead of the listener with which a reply can let others go first."""
 
@@ -93,6 +93,7 @@ class Session:
         self._room = room or asyncio.Event()
         self._room.set()
         self._most_input = round(input_seconds * RATE)
+        self._reading = ReadingAhead(models.responder, scheduler.replying, self.handle)
         self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
         self._attached: Samples | None = None
@@ -102,7 +103,6 @@ class Session:
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
-        self._to_warm: cmd.Warm | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
         self._pressure = 0.0
@@ -147,12 +147,12 @@ class Session:
     async def close(self) -> None:
         """Stop all work and wait, for a moment, until it has stopped."""
         self._closed = True
-        self._to_warm = None
+        self._reading.stop()
         if self._timer is not None:
             self._timer.cancel()
-        tasks = list(self._work.values())
-        for task in tasks:
+        for task in self._work.values():
             task.cancel()
+        tasks = [task for task in (*self._work.values(), self._reading.task) if task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
@@ -166,8 +166,7 @@ class Session:
             case cmd.Overhear():
                 self._start(output.job, self._overhear(output, self._audio(output.start, output.end)))
             case cmd.Warm():
-                self._to_warm = output
-                self._start_warming()
+                self._reading.ask(output)
             case cmd.Score():
                 start = max(output.start, output.end - _SCORED_SECONDS)
                 self._start(output.job, self._score(output.job, self._audio(start, output.end)))
@@ -182,7 +181,7 @@ class Session:
             case cmd.ResumeReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].set()
             case cmd.CommitReply(reply_id) if reply_id in self._going:
-                self._stop_warming()
+                self._reading.stop()
                 self._going[reply_id].set()
                 self._tickets[reply_id].hurry()
             case cmd.CancelReply(key) | cmd.CancelTranscribe(key) | cmd.CancelTool(key) if key in self._work:
@@ -204,7 +203,6 @@ class Session:
         self._tickets.pop(key, None)
         self._going.pop(key, None)
         self._transcribing.pop(key, None)
-        self._start_warming()
 
     def _hurry_transcript(self, item_id: str) -> None:
         """The turn is over: the transcript that was asked for at its last pause is awaited now."""
@@ -301,9 +299,8 @@ class Session:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
         language, heard = self._language, self._heard
-        asked_for = self._to_warm is not None and self._to_warm.job is not None
-        if not (start.speculative and asked_for):
-            self._stop_warming()
+        if not (start.speculative and self._reading.asked):
+            self._reading.stop()
 
         async def stand_aside(until: Coroutine[Any, Any, object], watchdog: Watchdog) -> None:
             aloud.clear()
@@ -317,9 +314,7 @@ class Session:
             return make_reply(self._models, asked, language=language, go=going, aloud=aloud, cancel=cancel)
 
         async def work(watchdog: Watchdog) -> None:
-            # What is being read ahead would not be known to one who reads at the same time.
-            while (warming := self._work.get(_WARMING)) is not None:
-                await asyncio.wait([warming])
+            await self._reading.ended()
             # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
             with watchdog.asleep():
                 await self._room.wait()
@@ -338,35 +333,6 @@ class Session:
         """Seconds for which the listener of this session has enough to hear."""
         ends_at = self.controller.playback.ends_at
         return 0.0 if ends_at is None else ends_at - self._clock() - _ENOUGH_AHEAD
-
-    def _start_warming(self) -> None:
-        """Unless the last reading has not ended, which makes it start when it has."""
-        if self._to_warm is not None and _WARMING not in self._work:
-            self._start(_WARMING, self._warm())
-
-    async def _warm(self) -> None:
-        """Have the responder read ahead, as long as nobody else needs the place."""
-        while self._to_warm is not None:
-            command, self._to_warm = self._to_warm, None
-            urgency = Urgency.BACKGROUND if command.job is None else Urgency.SPECULATIVE
-            try:
-                async with self._scheduler.replying.ticket(urgency, give_up=self._stop_warming):
-                    ends = await aio.run(partial(self._read_ahead, command))
-            except StepAudioError as error:
-                log.info("Nothing was read ahead: %s", error)
-            except Exception:
-                log.exception("Reading ahead failed; the turn goes by its words")
-            else:
-                if command.job is not None:
-                    self.handle(ev.Scored(command.job, ends))
-
-    def _read_ahead(self, command: cmd.Warm, cancel: threading.Event) -> float | None:
-        return self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
-
-    def _stop_warming(self) -> None:
-        self._to_warm = None
-        if _WARMING in self._work:
-            self._work[_WARMING].cancel()
 
     def _tell_load(self) -> None:
         """Before a speculation may start, say how busy the machine is."""
