@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -99,6 +100,19 @@ def test_a_failure_of_the_server_is_told_and_logged(
         assert closed.value.rcvd.code == 1011
         monkeypatch.undo()
     assert "nobody thought of this" in caplog.text
+
+
+def test_a_reply_is_finished_while_the_server_drains() -> None:
+    with live(TalkBundle(pace=0.02)) as server, client(server.url) as talk:
+        server.bundle.responder.answer = lambda messages, tools: ["word "] * 40
+        talk.send("response.create")
+        talk.until("response.output_audio_transcript.delta")
+        server.server.handle_exit(signal.SIGTERM, None)
+        assert talk.until("response.done")["response"]["status"] == "completed"
+        with pytest.raises(ConnectionClosed):
+            talk.until("never")
+        server.thread.join(10)
+        assert not server.thread.is_alive()
 
 
 def test_a_foreign_page_gets_in_with_no_key_that_opens_nothing(server: Live) -> None:

@@ -122,6 +122,10 @@ class Call:
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._peer.close()
 
+    @property
+    def speaking(self) -> bool:
+        return self._voice.speaking
+
     def hang_up(self) -> None:
         self._over.set()
 
