@@ -309,6 +309,21 @@ def test_input_beyond_the_limit_is_refused_whole() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("more", [0, 100])
+def test_input_at_the_limit_can_still_be_committed(more: int) -> None:
+    async def check() -> None:
+        async with talking(TalkBundle(), Settings(turn=None), input_seconds=1.0) as talk:
+            talk.session.hear(np.zeros(RATE - more, np.float32))
+            with pytest.raises(InputFullError):
+                talk.session.hear(np.zeros(more + 1, np.float32))
+            talk.session.hear_last(np.zeros(more + 1, np.float32))
+            talk.session.handle(ev.CommitInput())
+            await talk.until(lambda: talk.all(note.TranscriptDone))
+            assert talk.all(note.TranscriptDone)[0].seconds >= 1.0
+
+    run(check())
+
+
 # ---------------------------------------------------------------- tools
 
 

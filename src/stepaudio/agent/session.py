@@ -119,14 +119,19 @@ class Session:
                 f"{len(self._ring) / RATE:.0f} s of audio wait already: commit or clear them, or send less at once.",
                 retry_after=5,
             )
+        self._take(samples)
+
+    def hear_last(self, samples: Samples) -> None:
+        """Take the end of an input [T] that is about to be committed, even where there is no room for more, and
+        complete its last window with silence."""
+        self._take(samples)
+        self._take(np.zeros(-self._ring.end % round(WINDOW * RATE), np.float32))
+
+    def _take(self, samples: Samples) -> None:
         probabilities = self._vad.push(samples)
         self._ring.push(samples)
         for probability in probabilities:
             self.handle(ev.Window(float(probability)))
-
-    def fill_window(self) -> None:
-        """Complete the last window with silence: what was heard so far is to be committed."""
-        self.hear(np.zeros(-self._ring.end % round(WINDOW * RATE), np.float32))
 
     def create_item(self, event: ev.CreateItem, samples: Samples | None) -> None:
         """Insert an item; `samples` [T] at `RATE` are the audio of one without a text. Raises RequestError."""

@@ -154,8 +154,7 @@ class Connection:
             case schema.SessionUpdate():
                 self._update(event.session)
             case schema.Commit():
-                await self._hear(self._decoder.flush())
-                self.session.fill_window()
+                self.session.hear_last(self._decoder.flush())
                 handle(ev.CommitInput())
             case schema.Clear():
                 self._decoder.flush()
