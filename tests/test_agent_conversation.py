@@ -321,6 +321,24 @@ def test_replies_outside_the_conversation_are_a_few_at_once() -> None:
 # ---------------------------------------------------------------- barge-in and backchannels
 
 
+@pytest.mark.parametrize("question", [True, False])
+@pytest.mark.parametrize(("said", "until"), [(0.4, 0.1), (0.15, -0.05)], ids=["before it is over", "across its end"])
+def test_a_short_answer_into_the_end_of_a_question_is_no_murmur(question: bool, said: float, until: float) -> None:
+    """The user is quick to say "yes", and says it while the last word is being spoken."""
+
+    def ask(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        if messages[-1].content == "Yes.":
+            return ["It is done."]
+        return ["Shall I book a table for two?" if question else "I will book a table for two."]
+
+    end = World(QUESTION, ask, settings()).run(8).first(cmd.Play)[0] + 7 * 0.3
+    world = World([*QUESTION, Said(end - said, end - until, "Yes.")], ask, settings()).run(12)
+    answered = ("assistant", "It is done.") in world.history()
+    assert answered == (question or until < 0)
+    assert len(world.all(note.Backchannel)) == (not answered)
+    assert world.all(note.ItemTruncated) == []
+
+
 @pytest.mark.parametrize("obedient", [True, False])
 def test_after_a_barge_in_history_ends_with_the_last_word_heard(obedient: bool) -> None:
     said = [*QUESTION, Said(5.0, 6.5, "No, I mean tomorrow.")]

@@ -24,6 +24,7 @@ from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
     is_backchannel,
+    is_question,
     may_be_hum,
     same_request,
     settled,
@@ -175,7 +176,7 @@ class Listener:
         if turn.confirmed:
             self._close(turn, now)
         elif turn.transcript is not None:
-            self._drop_backchannel(turn)
+            self._end_murmur(turn, now)
         else:
             turn.over = True
             if turn.text_job is None:
@@ -221,11 +222,20 @@ class Listener:
     def _clock(turn: UserTurn) -> TurnClock:
         return TurnClock(turn.item_id, turn.spoke_until, turn.decided, turn.transcribed)
 
-    def _drop_backchannel(self, turn: UserTurn) -> None:
+    def _end_murmur(self, turn: UserTurn, now: float) -> None:
+        """Speech while the agent spoke is over and was no turn, unless it answers what the agent has just asked."""
+        if turn.transcript and not self.playback.audible(now) and self._has_asked():
+            self._confirm(turn, now)
+            self._close(turn, now)
+            return
         self.turn = None
         self.transcripts.stop_overhearing(turn)
         if turn.transcript:
             self._out(note.Backchannel(turn.transcript))
+
+    def _has_asked(self) -> bool:
+        last = self.context.get(self.context.last_id) if self.context.last_id else None
+        return isinstance(last, MessageItem) and last.role == "assistant" and is_question(last.text or "")
 
     # ------------------------------------------------------------ transcripts and scores
 
@@ -258,7 +268,7 @@ class Listener:
         if not turn.confirmed:
             if not text or is_backchannel(text) or may_be_hum(text, turn.voiced):
                 if turn.over:
-                    self._drop_backchannel(turn)
+                    self._end_murmur(turn, now)
                 return
             self._confirm(turn, now)
             if turn.over:
@@ -283,7 +293,7 @@ class Listener:
         elif turn is not self.turn:
             self._close_without(turn, message, now)
         elif turn.over:
-            self._drop_backchannel(turn)
+            self._end_murmur(turn, now)
 
     def _await_words(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
         given_up = self.transcripts.at_end(turn, own_audio=own_audio)
