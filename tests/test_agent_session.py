@@ -520,6 +520,31 @@ def test_a_reply_with_audio_to_spare_lets_another_begin() -> None:
     run(check())
 
 
+def test_a_reply_with_audio_to_spare_leaves_the_cores_to_one_that_has_not_begun() -> None:
+    """There is a place for each of the two, and one pair of hands."""
+
+    async def check() -> None:
+        bundle, start = TalkBundle(), threading.Event()
+        scheduler = Scheduler(hearing=1, replying=2)
+        sentence = "One two three four five six seven eight nine ten eleven twelve. "
+        answers = [[start, "Fine."], [6 * sentence]]
+        bundle.responder.answer = lambda messages, tools: answers.pop(0)
+        async with talking(bundle, scheduler=scheduler) as late, talking(bundle, scheduler=scheduler) as early:
+            for talk in (late, early):
+                talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+                talk.session.handle(ev.CreateReply())
+                await talk.until(lambda: len(answers) < 2)
+            await early.until(lambda: early.all(cmd.Play))
+            await asyncio.sleep(0.4)
+            assert 20 <= len(early.all(cmd.Play)) <= 36  # two seconds, and what was heard meanwhile, of seven
+            start.set()
+            await late.until(lambda: late.done)
+            await early.until(lambda: early.done)
+            assert sum(len(play.speech.samples) for play in early.all(cmd.Play)) == 6 * 12 * 2400
+
+    run(check())
+
+
 @pytest.mark.parametrize("why", ["others wait", "its listener does not keep up"])
 def test_a_reply_that_stands_aside_has_not_failed(why: str) -> None:
     """It has said enough for a while that is longer than a model may be silent."""

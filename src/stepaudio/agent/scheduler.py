@@ -50,8 +50,9 @@ class Lane:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for work that has no place."""
-        return any(ticket.urgency is Urgency.AWAITED for ticket in self._waiting)
+        """Whether somebody waits for work that has no place, or has shown nothing yet: it shares the cores."""
+        silent = (ticket for ticket in self._working if not ticket.shown)
+        return any(ticket.urgency is Urgency.AWAITED for ticket in (*self._waiting, *silent))
 
     @property
     def free(self) -> bool:
@@ -96,6 +97,8 @@ class Ticket:
         self.give_up = give_up
         self.granted = asyncio.Event()
         self.asked_to_leave = False
+        self.shown = False
+        """Whether somebody has got something of it."""
         self._lane = lane
         self._entering = False
         self._refused = False

@@ -329,7 +329,10 @@ class Session:
                         await stand_aside(self._room.wait(), watchdog)
                     watchdog.calm()
                     self.handle(event)
-                    if isinstance(event, ev.ReplySpeech) and lane.wanted and (spare := self._spare()) > 0:
+                    if not isinstance(event, ev.ReplySpeech):
+                        continue
+                    ticket.shown = True
+                    if lane.wanted and (spare := self._spare()) > 0:
                         await stand_aside(asyncio.sleep(spare), watchdog)
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
