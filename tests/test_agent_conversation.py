@@ -266,6 +266,22 @@ def test_a_discarded_speculation_cancels_its_tool_and_the_next_one_asks_again() 
     assert [role for role, _ in world.history()] == ["system", "user", "assistant", "tool", "assistant"]
 
 
+@pytest.mark.parametrize("asked", [1.0, 2.3], ids=["while the user speaks", "while a reply is prepared"])
+@pytest.mark.parametrize("speculation", [SpeculationConfig(), NO_SPECULATION], ids=["speculation", "none"])
+def test_the_reply_that_the_client_asks_for_during_a_turn_is_the_one_it_gets(
+    asked: float, speculation: SpeculationConfig
+) -> None:
+    turn = TurnConfig.server_vad(silence_duration=0.8)
+    world = World(QUESTION, sunny, settings(turn=turn, speculation=speculation))
+    world.at(asked, ev.CreateReply(ReplyOptions(instructions="Be kind.", metadata={"mine": "yes"})))
+    world.run(9)
+    (started,) = world.all(note.ReplyStarted)
+    assert started.metadata == {"mine": "yes"}
+    (start,) = [start for start in world.all(cmd.StartReply) if not start.speculative]
+    assert start.messages[0].content == "Be kind."
+    assert world.history()[1:] == [("user", QUESTION[0].text), ("assistant", "".join(sunny(())))]
+
+
 def test_load_stops_speculations_but_not_replies() -> None:
     world = World(QUESTION, sunny, settings())
     world.at(0.1, ev.Load(1.0))
@@ -274,7 +290,53 @@ def test_load_stops_speculations_but_not_replies() -> None:
     assert len(world.all(note.ReplyDone)) == 1
 
 
+def test_a_history_without_end_is_refused_and_the_conversation_goes_on() -> None:
+    world = World(QUESTION, sunny, settings())
+    for number in range(4):
+        world.at(0.1, ev.CreateItem(MessageItem(f"long{number}", "user", "word " * 50_000)))
+    with pytest.raises(RequestError) as refused:
+        world.run(0.2).controller.handle(ev.CreateItem(MessageItem("more", "user", "word " * 1)), 0.2)
+    assert refused.value.code == "conversation_full"
+    world.at(0.2, ev.DeleteItem("long0"))
+    world.at(0.3, ev.CreateItem(MessageItem("more", "user", "a word")))
+    world.run(9)
+    assert world.history()[-1] == ("assistant", "".join(sunny(())))
+    assert "more" in world.controller.context
+
+
+def test_replies_outside_the_conversation_are_a_few_at_once() -> None:
+    world = World([], sunny, settings())
+    aside = ev.CreateReply(ReplyOptions(in_history=False, speak=False))
+    for _ in range(8):
+        world.controller.handle(aside, 0.1)
+    with pytest.raises(RequestError) as refused:
+        world.controller.handle(aside, 0.2)
+    assert refused.value.code == "too_many_responses"
+    started = list(world.controller._replies._publisher.live)
+    world.controller.handle(ev.StopReply(started[0]), 0.3)
+    world.controller.handle(aside, 0.4)
+    world.controller.handle(ev.CreateReply(), 0.5)  # the conversation's own is not among them
+
+
 # ---------------------------------------------------------------- barge-in and backchannels
+
+
+@pytest.mark.parametrize("question", [True, False])
+@pytest.mark.parametrize(("said", "until"), [(0.4, 0.1), (0.15, -0.05)], ids=["before it is over", "across its end"])
+def test_a_short_answer_into_the_end_of_a_question_is_no_murmur(question: bool, said: float, until: float) -> None:
+    """The user is quick to say "yes", and says it while the last word is being spoken."""
+
+    def ask(messages: tuple[Message, ...]) -> list[str | ToolCall]:
+        if messages[-1].content == "Yes.":
+            return ["It is done."]
+        return ["Shall I book a table for two?" if question else "I will book a table for two."]
+
+    end = World(QUESTION, ask, settings()).run(8).first(cmd.Play)[0] + 7 * 0.3
+    world = World([*QUESTION, Said(end - said, end - until, "Yes.")], ask, settings()).run(12)
+    answered = ("assistant", "It is done.") in world.history()
+    assert answered == (question or until < 0)
+    assert len(world.all(note.Backchannel)) == (not answered)
+    assert world.all(note.ItemTruncated) == []
 
 
 @pytest.mark.parametrize("obedient", [True, False])

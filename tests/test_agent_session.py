@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from realtime_fixtures import TalkBundle, speech
+from realtime_fixtures import ScriptedResponder, TalkBundle, speech
 from released_models import write_chat, write_tokenizer
 from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
@@ -309,6 +309,21 @@ def test_input_beyond_the_limit_is_refused_whole() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("more", [0, 100])
+def test_input_at_the_limit_can_still_be_committed(more: int) -> None:
+    async def check() -> None:
+        async with talking(TalkBundle(), Settings(turn=None), input_seconds=1.0) as talk:
+            talk.session.hear(np.zeros(RATE - more, np.float32))
+            with pytest.raises(InputFullError):
+                talk.session.hear(np.zeros(more + 1, np.float32))
+            talk.session.hear_last(np.zeros(more + 1, np.float32))
+            talk.session.handle(ev.CommitInput())
+            await talk.until(lambda: talk.all(note.TranscriptDone))
+            assert talk.all(note.TranscriptDone)[0].seconds >= 1.0
+
+    run(check())
+
+
 # ---------------------------------------------------------------- tools
 
 
@@ -501,6 +516,206 @@ def test_a_reply_with_audio_to_spare_lets_another_begin() -> None:
             await one.until(lambda: one.done)
             assert one.done[0].status == "completed"
             assert sum(len(play.speech.samples) for play in one.all(cmd.Play)) == 6 * 12 * 2400
+
+    run(check())
+
+
+def test_a_reply_with_audio_to_spare_leaves_the_cores_to_one_that_has_not_begun() -> None:
+    """There is a place for each of the two, and one pair of hands."""
+
+    async def check() -> None:
+        bundle, start = TalkBundle(), threading.Event()
+        scheduler = Scheduler(hearing=1, replying=2)
+        sentence = "One two three four five six seven eight nine ten eleven twelve. "
+        answers = [[start, "Fine."], [6 * sentence]]
+        bundle.responder.answer = lambda messages, tools: answers.pop(0)
+        async with talking(bundle, scheduler=scheduler) as late, talking(bundle, scheduler=scheduler) as early:
+            for talk in (late, early):
+                talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+                talk.session.handle(ev.CreateReply())
+                await talk.until(lambda: len(answers) < 2)
+            await early.until(lambda: early.all(cmd.Play))
+            await asyncio.sleep(0.4)
+            assert 20 <= len(early.all(cmd.Play)) <= 36  # two seconds, and what was heard meanwhile, of seven
+            start.set()
+            await late.until(lambda: late.done)
+            await early.until(lambda: early.done)
+            assert sum(len(play.speech.samples) for play in early.all(cmd.Play)) == 6 * 12 * 2400
+
+    run(check())
+
+
+@pytest.mark.parametrize("why", ["others wait", "its listener does not keep up"])
+def test_a_reply_that_stands_aside_has_not_failed(why: str) -> None:
+    """It has said enough for a while that is longer than a model may be silent."""
+
+    async def check() -> None:
+        bundle, room, more, never = TalkBundle(), asyncio.Event(), threading.Event(), threading.Event()
+        scheduler = Scheduler(hearing=1, replying=1)
+        sentence = "One two three four five six seven eight nine ten eleven twelve. "
+        answers = [[2 * sentence, more, 2 * sentence], ["Fine.", never]]
+        bundle.responder.answer = lambda messages, tools: answers.pop(0)
+        async with (
+            talking(bundle, room=room, scheduler=scheduler, patience=0.4) as one,
+            talking(bundle, scheduler=scheduler) as two,
+        ):
+            for talk in (one, two):
+                talk.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+            one.session.handle(ev.CreateReply())
+            await one.until(lambda: one.all(cmd.Play))
+            if why == "others wait":
+                two.session.handle(ev.CreateReply())
+            else:
+                room.clear()
+            more.set()
+            await asyncio.sleep(1.0)
+            assert not one.done
+            two.session.handle(ev.ClearOutput())
+            room.set()
+            await one.until(lambda: one.done)
+            assert one.done[0].status == "completed"
+            assert sum(len(play.speech.samples) for play in one.all(cmd.Play)) == 4 * 12 * 2400
+
+    run(check())
+
+
+def test_a_ticket_that_was_hurried_is_not_refused_once_it_works() -> None:
+    async def check() -> None:
+        lane = Lane(1, patience=0.05)
+        gone, back = asyncio.Event(), asyncio.Event()
+        ticket = lane.ticket(Urgency.SPECULATIVE)
+        first = lane.ticket(Urgency.AWAITED)
+        async with first:
+            working = asyncio.create_task(_stand_aside(ticket, gone, back))
+            await asyncio.sleep(0)
+            ticket.hurry()
+            ticket.hurry()
+        await gone.wait()
+        async with lane.ticket(Urgency.AWAITED):
+            back.set()
+            await asyncio.sleep(0.2)  # longer than it may wait for its first place
+            assert not working.done()
+        await working
+
+    run(check())
+
+
+def test_a_ticket_that_was_hurried_before_it_asked_for_its_place_gets_one() -> None:
+    async def check() -> None:
+        lane = Lane(1, patience=0.05)
+        ticket = lane.ticket(Urgency.SPECULATIVE)
+        ticket.hurry()
+        await asyncio.sleep(0.1)
+        await _enter(ticket)
+        assert lane.free
+
+    run(check())
+
+
+async def _stand_aside(ticket: Any, gone: asyncio.Event, back: asyncio.Event) -> None:
+    async with ticket:
+        gone.set()
+        await ticket.stand_aside(back.wait())
+
+
+# ---------------------------------------------------------------- reading ahead
+
+
+class Reader(ScriptedResponder):
+    """Reads ahead, and takes its time to stop."""
+
+    def __init__(self, bundle: TalkBundle) -> None:
+        super().__init__(bundle.work)
+        self.asked: list[str] = []
+        self.reading = threading.Event()
+        self.go_on = threading.Event()
+        self.fail = False
+
+    def warm(self, messages, tools=(), *, words="", cancel=None):
+        self.asked.append(words)
+        if self.fail:
+            raise RuntimeError("out of memory")
+        if not words:
+            self.reading.set()
+            self.go_on.wait(PATIENCE)
+        return 0.9
+
+
+def test_what_is_asked_while_the_last_reading_ends_is_read_too() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        bundle.responder = reader = Reader(bundle)
+        async with talking(bundle) as talk:
+            told = talk.session.controller.handle
+            scored: list[ev.Event] = []
+
+            def noting(event: ev.Event, now: float) -> list[note.Output]:
+                scored.extend([event] if isinstance(event, ev.Scored) else [])
+                return told(event, now)
+
+            talk.session.controller.handle = noting  # type: ignore[method-assign]
+            talk.session._carry_out(cmd.Warm((), (), ""))
+            await talk.until(reader.reading.is_set)
+            talk.session._reading.stop()
+            talk.session._carry_out(cmd.Warm((), (), "how are", "job"))
+            reader.go_on.set()
+            await talk.until(lambda: scored)
+            assert scored == [ev.Scored("job", 0.9)]
+
+    run(check())
+
+
+def test_a_speculation_waits_for_the_answer_that_is_asked_with_it() -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        bundle.responder = reader = Reader(bundle)
+        reader.go_on.set()
+        settings = replace(QUIET, turn=TurnConfig.semantic_vad())
+        async with talking(bundle, settings) as talk:
+            scored: list[float | None] = []
+            told = talk.session.controller.handle
+
+            def noting(event: ev.Event, now: float) -> list[note.Output]:
+                scored.extend([event.probability] if isinstance(event, ev.Scored) else [])
+                return told(event, now)
+
+            talk.session.controller.handle = noting  # type: ignore[method-assign]
+            await talk.say(1.0, 0.3)
+            await talk.until(lambda: bundle.responder.prompts)
+            assert scored == [0.9]
+
+    run(check())
+
+
+def test_a_reading_that_fails_is_told_to_the_log_and_the_turn_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    async def check() -> None:
+        bundle = TalkBundle()
+        bundle.responder = reader = Reader(bundle)
+        reader.fail = True
+        async with talking(bundle, replace(QUIET, turn=TurnConfig.semantic_vad())) as talk:
+            await talk.say(1.0, 2.5)
+            await talk.until(lambda: talk.done)
+            assert reader.asked
+            assert talk.done[0].status == "completed"
+
+    run(check())
+    assert "out of memory" in caplog.text
+    assert "never retrieved" not in caplog.text
+
+
+# ---------------------------------------------------------------- items with audio
+
+
+def test_the_audio_of_an_item_that_is_deleted_at_once_is_not_kept() -> None:
+    async def check() -> None:
+        async with talking(TalkBundle()) as talk:
+            for number in range(3):
+                item = MessageItem(f"item{number}", "user", None)
+                talk.session.create_item(ev.CreateItem(item), np.zeros(RATE, np.float32))
+                talk.session.handle(ev.DeleteItem(item.id))
+            await asyncio.sleep(0.05)
+            kept = [value for value in vars(talk.session).values() if isinstance(value, dict) and value]
+            assert kept == []
 
     run(check())
 

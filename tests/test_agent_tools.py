@@ -130,6 +130,7 @@ def test_results_are_text_or_json() -> None:
         "u": "celsius",
     }
     assert encode(None) == "null"
+    assert encode("half \ud83d") == "half ?"
 
 
 JSON = st.recursive(

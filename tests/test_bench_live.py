@@ -244,6 +244,9 @@ def test_a_barge_in_is_timed_until_the_agent_is_silent() -> None:
     over = recorded(talk, said, [("r", 2.5, 1.0), ("s", 6.0, 1.0)])  # it had ended by itself
     assert turns(over)[1].stopped is None
     assert not turns(over)[1].talked_over
+    ending = recorded(talk, said, [("r", 2.5, 1.8), ("s", 6.0, 1.0)])  # it ends before anybody could have stopped it
+    assert turns(ending)[1].stopped is None
+    assert not turns(ending)[1].talked_over
 
 
 def test_the_agent_should_go_on_at_a_murmur() -> None:

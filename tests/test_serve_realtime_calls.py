@@ -21,6 +21,7 @@ from openai import AsyncOpenAI
 from realtime_fixtures import TalkBundle, check, speech, within
 from serve_fixtures.live import Live, live, until
 from stepaudio import load
+from stepaudio.agent.controller import Controller
 from stepaudio.audio.pcm import Samples, to_int16
 from stepaudio.serve.realtime import webrtc
 
@@ -346,6 +347,24 @@ def test_bad_events_and_a_flood_of_them(server: Live, monkeypatch: pytest.Monkey
             await asyncio.to_thread(no_calls, server)
 
     run(conversation())
+
+
+def test_a_failure_of_the_server_is_told_before_it_hangs_up(
+    server: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Controller, *_: Any) -> Any:
+        raise ZeroDivisionError("nobody thought of this")
+
+    async def conversation() -> None:
+        async with calling(server) as caller:
+            monkeypatch.setattr(Controller, "handle", fail)
+            error = (await caller.until("error"))["error"]
+            assert (error["type"], error["code"]) == ("server_error", "internal_error")
+            await asyncio.to_thread(no_calls, server)
+            monkeypatch.undo()
+
+    run(conversation())
+    assert "nobody thought of this" in caplog.text
 
 
 def test_a_stopping_server_hangs_up() -> None:

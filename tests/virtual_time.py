@@ -117,7 +117,7 @@ class Watch:
         controller = self.controller
         context, replies = controller.context, controller._replies
         assert len(self.running) <= max(controller.settings.parallel_tools, replies.tools.running)
-        assert len(controller._listener.pending) <= 8
+        assert len(controller._listener.transcripts.late) <= 8
         if (speculation := replies.speculation) is not None:
             assert len(speculation.events) <= MOST_EVENTS
             assert speculation.seconds <= 2 * speculation.limit

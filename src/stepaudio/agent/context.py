@@ -27,14 +27,20 @@ SUMMARY_PROMPT = (
     "decisions, open questions and what the user prefers. Write at most eight short sentences, as plain text."
 )
 
+_LARGEST = 1_000_000
+"""Characters of a history. Every change of it counts its tokens, so that what one client sends is what others wait
+for."""
+_FRAME = 100
+"""Characters that an item counts at least."""
+
 Status = Literal["in_progress", "completed", "incomplete"]
 
-_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]")
+_WIDE = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uff00-\uffef]+")
 
 
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, near enough for a budget: one per CJK character, one per four others, four for its frame."""
-    wide = len(_WIDE.findall(text))
+    wide = sum(map(len, _WIDE.findall(text)))
     return 4 + wide + (len(text) - wide + 3) // 4
 
 
@@ -119,6 +125,7 @@ class Context:
         self._folded: set[str] = set()
         self._calls: dict[str, str] = {}
         self._outputs: dict[str, str] = {}
+        self._size = 0
 
     # ------------------------------------------------------------ items
 
@@ -144,6 +151,15 @@ class Context:
             raise RequestError(
                 f"There is no item {item_id!r} in this conversation.", code="item_not_found", param="item_id"
             ) from None
+
+    def check_room(self, item: Item) -> None:
+        """Raises RequestError when the history is too large for one more item of the client's."""
+        if self._size + _size(item) > _LARGEST:
+            raise RequestError(
+                f"The conversation would be larger than {_LARGEST:,} characters: delete items, or send shorter ones.",
+                code="conversation_full",
+                param="item",
+            )
 
     def add(self, item: Item, after: str | None = None) -> str | None:
         """Insert after the item `after` ("root": in front; None: at the end); returns the id it now follows."""
@@ -172,6 +188,7 @@ class Context:
             index = self._order.index(after) + 1
         self._order.insert(index, item.id)
         self._items[item.id] = item
+        self._size += _size(item)
         if isinstance(item, CallItem):
             self._calls[item.call.id] = item.id
         elif isinstance(item, OutputItem):
@@ -184,6 +201,7 @@ class Context:
         item = self.get(item_id)
         self._order.remove(item_id)
         del self._items[item_id]
+        self._size -= _size(item)
         self._folded.discard(item_id)
         self.version += 1
         if isinstance(item, OutputItem):
@@ -214,6 +232,7 @@ class Context:
         )
         if changed.text != item.text:
             self.version += 1
+            self._size += _size(changed) - _size(item)
         self._items[item_id] = changed
         return changed
 
@@ -339,6 +358,13 @@ class Context:
                 dropped.add(item.id)
                 excess -= self._tokens(item)
         return [item for item in visible if item.id not in dropped]
+
+
+def _size(item: Item) -> int:
+    """Characters, near enough for a limit."""
+    if isinstance(item, MessageItem):
+        return _FRAME + len(item.text or "")
+    return _FRAME + len(item.output if isinstance(item, OutputItem) else str(item.call.arguments))
 
 
 class _Rendering:

@@ -135,6 +135,7 @@ class Controller:
             case ev.ClearInput():
                 listener.clear_input(now)
             case ev.CreateItem(item, after):
+                self.context.check_room(item)
                 self._output.append(note.ItemAdded(item, self.context.add(item, after)))
                 if isinstance(item, MessageItem) and item.text is None:
                     listener.hear_item(item.id, now)
@@ -142,11 +143,11 @@ class Controller:
                 for item in self.context.delete(item_id):
                     replies.forget(item, now)
                     self._output.append(note.ItemDeleted(item.id))
-                listener.forget(item_id)
+                listener.transcripts.drop(item_id)
             case ev.TruncateItem(item_id, seconds):
                 replies.truncate(item_id, seconds, now)
             case ev.CreateReply(options):
-                replies.request(options)
+                replies.request(options, now)
             case ev.StopReply(reply_id):
                 replies.stop(reply_id)
             case ev.ClearOutput():

@@ -1,7 +1,7 @@
 """The user's side of the conversation: turns, their transcripts, barge-in and backchannels.
 
-`Listener` decides when a turn begins, is confirmed, pauses and is over, and has the words of it made. It asks `Replies`
-to be silent, to prepare a reply, to commit it.
+`Listener` decides when a turn begins, is confirmed, pauses and is over, and what its words mean. It has `Transcripts`
+get the words, and asks `Replies` to be silent, to prepare a reply, to commit it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from stepaudio.agent.playback import Playback
 from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
+from stepaudio.agent.transcripts import Transcripts
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
 from stepaudio.agent.user_turn import UserTurn
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
     is_backchannel,
+    is_question,
     may_be_hum,
     same_request,
     settled,
@@ -30,8 +32,6 @@ from stepaudio.agent.wording import (
 )
 
 _SHORTEST_COMMIT = 0.1
-_MOST_PENDING = 8
-"""Turns that may wait for their transcripts; beyond that the transcriber has failed the oldest."""
 
 
 class Listener:
@@ -52,8 +52,7 @@ class Listener:
         self.detector = TurnDetector(settings.turn)
         self.turn: UserTurn | None = None
         """The turn that is running, confirmed or not."""
-        self.pending: dict[str, UserTurn] = {}
-        """The turns that are over and wait for their transcripts, by item."""
+        self.transcripts = Transcripts(settings, self.detector, new_id, out)
         self.input_start = 0.0
         """Where the input that belongs to no turn begins."""
         self._replies = replies
@@ -64,19 +63,20 @@ class Listener:
     @property
     def floor_free(self) -> bool:
         """Whether nobody speaks, and everything that was said is known."""
-        return not self.pending and (self.turn is None or not self.turn.confirmed)
+        return not self.transcripts.late and (self.turn is None or not self.turn.confirmed)
 
     @property
     def state(self) -> note.State:
         """The state of the conversation as far as the user makes it."""
         if self.turn is not None and self.turn.confirmed:
             return note.State.USER_PAUSED if self.detector.phase == "paused" else note.State.USER_SPEAKING
-        return note.State.BOT_REPLYING if any(turn.reply for turn in self.pending.values()) else note.State.SILENCE
+        owed = any(turn.reply for turn in self.transcripts.late.values())
+        return note.State.BOT_REPLYING if owed else note.State.SILENCE
 
     @property
     def keep_from(self) -> float:
         """Seconds of input audio before which nothing will be asked for any more."""
-        starts = [turn.start for turn in self.pending.values()]
+        starts = [turn.start for turn in self.transcripts.late.values()]
         if self.turn is not None:
             starts.append(self.turn.start)
         elif self.settings.turn is None:
@@ -91,7 +91,7 @@ class Listener:
             self._abandon_turn(now)
             self.detector.config = settings.turn or TurnConfig()
             self.input_start = self.detector.position
-        self.settings = settings
+        self.settings = self.transcripts.settings = settings
 
     # ------------------------------------------------------------ the turn
 
@@ -121,15 +121,14 @@ class Listener:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
-        gap = detector.silence > 0
-        if turn.confirmed and self._may_speculate and turn.overhearing.due(detector.voiced, gap=gap):
-            self._overhear(turn)
+        if turn.confirmed and self._may_speculate:
+            self.transcripts.overhear(turn)
 
     def _on_started(self, at: float, now: float) -> None:
         assert self.settings.turn is not None
         if self.turn is not None:  # what looked like a backchannel is not decided yet, and goes on
             self.turn.over = False
-            self._forget_text(self.turn)
+            self.transcripts.forget(self.turn)
             return
         start = max(self.input_start, at - self.settings.turn.prefix_padding)
         self.turn = UserTurn(self._new_id("item"), start, at)
@@ -154,7 +153,9 @@ class Listener:
         if turn.confirmed:
             self._out(note.SpeechPaused(turn.item_id, at))
         if config.adaptive or not turn.confirmed or self._may_speculate:
-            self._want_text(turn, now)
+            heard = self.transcripts.at_pause(turn)
+            if heard is not None:
+                self._take_words(turn, *heard, now)
         if self.settings.acoustic:
             turn.score_job = self._new_id("job")
             self._out(cmd.Score(turn.score_job, turn.start, self.detector.position))
@@ -162,7 +163,7 @@ class Listener:
     def _on_resumed(self, at: float) -> None:
         turn = self.turn
         assert turn is not None
-        self._forget_text(turn)
+        self.transcripts.forget(turn)
         self._replies.suspend()
         if turn.confirmed:
             self._out(note.SpeechResumed(turn.item_id, at))
@@ -175,16 +176,16 @@ class Listener:
         if turn.confirmed:
             self._close(turn, now)
         elif turn.transcript is not None:
-            self._drop_backchannel(turn)
+            self._end_murmur(turn, now)
         else:
             turn.over = True
             if turn.text_job is None:
-                self._ask_text(turn, final=False)
+                self.transcripts.ask(turn)
 
     def _close(self, turn: UserTurn, now: float) -> None:
         """The turn is over: its item enters the conversation, with its transcript if that is known."""
         self.turn = None
-        self._stop_overhearing(turn)
+        self.transcripts.stop_overhearing(turn)
         config = self.settings.turn
         if config is not None:
             turn.reply = config.create_response
@@ -198,7 +199,7 @@ class Listener:
         if turn.transcript is not None and turn.text_job is None:
             self._finish(turn, now)
         else:
-            self._await_transcript(turn, now)
+            self._await_words(turn, now)
 
     def _finish(self, turn: UserTurn, now: float) -> None:
         """The transcript of a closed turn is final: commit the speculation that answers it, or ask for a reply."""
@@ -221,92 +222,45 @@ class Listener:
     def _clock(turn: UserTurn) -> TurnClock:
         return TurnClock(turn.item_id, turn.spoke_until, turn.decided, turn.transcribed)
 
-    def _drop_backchannel(self, turn: UserTurn) -> None:
+    def _end_murmur(self, turn: UserTurn, now: float) -> None:
+        """Speech while the agent spoke is over and was no turn, unless it answers what the agent has just asked."""
+        if turn.transcript and not self.playback.audible(now) and self._has_asked():
+            self._confirm(turn, now)
+            self._close(turn, now)
+            return
         self.turn = None
-        self._stop_overhearing(turn)
+        self.transcripts.stop_overhearing(turn)
         if turn.transcript:
             self._out(note.Backchannel(turn.transcript))
 
+    def _has_asked(self) -> bool:
+        last = self.context.get(self.context.last_id) if self.context.last_id else None
+        return isinstance(last, MessageItem) and last.role == "assistant" and is_question(last.text or "")
+
     # ------------------------------------------------------------ transcripts and scores
-
-    def _ask_text(self, turn: UserTurn, *, final: bool, own_audio: bool = False) -> None:
-        turn.text_job = self._new_id("job")
-        # The tail of the pause goes along: soft final sounds lie below the threshold of the detector.
-        tail = self.settings.turn.pause if self.settings.turn is not None else 0.0
-        start = None if own_audio else turn.start
-        end = None if own_audio else min(turn.end + tail, self.detector.position)
-        language, hint = self.settings.language, self.settings.hint
-        self._out(cmd.Transcribe(turn.text_job, turn.item_id, start, end, final, language, hint))
-
-    def _overhear(self, turn: UserTurn) -> None:
-        """Get to know what is said before it is over."""
-        self._stop_overhearing(turn)
-        job, end = self._new_id("job"), self.detector.position
-        turn.overhearing.ask(job, self.detector.voiced, end)
-        self._out(cmd.Overhear(job, turn.start, end, self.settings.language, self.settings.hint))
-
-    def _on_overheard(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
-        turn.overhearing.take(text, language)
-        if text and turn.text_job is None and turn.transcript is None:
-            self._out(note.TranscriptPartial(turn.item_id, text))
-            self._replies.warm(settled(text))
-        elif turn.text_job is not None:
-            self._take_early(turn, now)
-
-    def _stop_overhearing(self, turn: UserTurn) -> None:
-        job = turn.overhearing.stop()
-        if job is not None:
-            self._out(cmd.CancelTranscribe(job))
-
-    def _want_text(self, turn: UserTurn, now: float) -> None:
-        """Get the transcript of a turn that pauses, by one that is of all its speech already if there is one."""
-        overhearing = turn.overhearing
-        complete = overhearing.end >= turn.end
-        if complete and overhearing.job is not None:
-            turn.text_job, overhearing.job = overhearing.job, None
-        elif complete and overhearing.heard is not None:
-            self._take_transcript(turn, *overhearing.heard, now)
-        else:
-            self._ask_text(turn, final=False)
-            self._take_early(turn, now)
-
-    def _take_early(self, turn: UserTurn, now: float) -> None:
-        """Prepare a reply to a transcript that lacks next to nothing while the whole one is being made."""
-        job, heard = turn.text_job, turn.overhearing.heard
-        if heard is not None and turn.confirmed and turn.overhearing.nearly_all(turn.voiced):
-            self._take_transcript(turn, *heard, now)
-            turn.text_job = job
-
-    def _await_transcript(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
-        self.pending[turn.item_id] = turn
-        if turn.text_job is None:
-            self._ask_text(turn, final=True, own_audio=own_audio)
-        if len(self.pending) > _MOST_PENDING:
-            oldest = next(iter(self.pending.values()))
-            self._out(cmd.CancelTranscribe(oldest.text_job or ""))
-            self._fail(oldest, "The transcriber does not keep up.", now)
-
-    def _forget_text(self, turn: UserTurn) -> None:
-        """The user goes on: what was known of the words, and how finished they looked, is out of date."""
-        if turn.text_job is not None:
-            self._out(cmd.CancelTranscribe(turn.text_job))
-        self._stop_overhearing(turn)
-        turn.text_job = turn.score_job = turn.words_job = turn.transcript = None
-        turn.scores.clear()
 
     def on_transcript(self, job: str, text: str, language: str | None, now: float) -> None:
         """The words of a running or a closed turn are known."""
         if self.turn is not None and self.turn.overhearing.job == job:
             self._on_overheard(self.turn, text, language, now)
-        elif (turn := self._find(job)) is not None:
-            self._take_transcript(turn, text, language, now)
+        elif (turn := self.transcripts.settle(job, self.turn)) is not None:
+            self._take_words(turn, text, language, now)
 
-    def _take_transcript(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
+    def _on_overheard(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
+        turn.overhearing.take(text, language)
+        if turn.text_job is not None:
+            heard = self.transcripts.nearly_all(turn)
+            if heard is not None:
+                self._take_words(turn, *heard, now)
+        elif text and turn.transcript is None:
+            self._out(note.TranscriptPartial(turn.item_id, text))
+            self._replies.warm(settled(text))
+
+    def _take_words(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
         again = text == turn.transcript
-        turn.text_job, turn.transcript, turn.language = None, text, language
+        turn.transcript, turn.language = text, language
         turn.transcribed = turn.transcribed if again else now
         if turn is not self.turn:
-            del self.pending[turn.item_id]
             self._finish(turn, now)
             return
         if again:
@@ -314,7 +268,7 @@ class Listener:
         if not turn.confirmed:
             if not text or is_backchannel(text) or may_be_hum(text, turn.voiced):
                 if turn.over:
-                    self._drop_backchannel(turn)
+                    self._end_murmur(turn, now)
                 return
             self._confirm(turn, now)
             if turn.over:
@@ -334,22 +288,23 @@ class Listener:
         """The transcriber has failed."""
         if self.turn is not None and self.turn.overhearing.job == job:
             self.turn.overhearing.job = None
+        elif (turn := self.transcripts.settle(job, self.turn)) is None:
             return
-        turn = self._find(job)
-        if turn is None:
-            return
-        turn.text_job = None
-        if turn is not self.turn and turn.transcript is not None:  # of nearly all of it
-            del self.pending[turn.item_id]
-            self._finish(turn, now)
         elif turn is not self.turn:
-            self._fail(turn, message, now)
+            self._close_without(turn, message, now)
         elif turn.over:
-            self._drop_backchannel(turn)
+            self._end_murmur(turn, now)
 
-    def _fail(self, turn: UserTurn, message: str, now: float) -> None:
-        """A closed turn stays without words; nobody replies to it."""
-        del self.pending[turn.item_id]
+    def _await_words(self, turn: UserTurn, now: float, *, own_audio: bool = False) -> None:
+        given_up = self.transcripts.at_end(turn, own_audio=own_audio)
+        if given_up is not None:
+            self._close_without(given_up, "The transcriber does not keep up.", now)
+
+    def _close_without(self, turn: UserTurn, message: str, now: float) -> None:
+        """A closed turn gets no transcript of its whole: it has nearly all of its words, or nobody replies to it."""
+        if turn.transcript is not None:
+            self._finish(turn, now)
+            return
         with self._replies.own_change():
             self.context.update(turn.item_id, text="", status="incomplete")
         self._out(note.TranscriptFailed(turn.item_id, message))
@@ -371,22 +326,12 @@ class Listener:
     def hear_item(self, item_id: str, now: float) -> None:
         """Have the audio transcribed that came with an item."""
         turn = UserTurn(item_id, self.detector.position, self.detector.position)
-        self._await_transcript(turn, now, own_audio=True)
-
-    def forget(self, item_id: str) -> None:
-        """An item was deleted: its transcript is not wanted any more."""
-        turn = self.pending.pop(item_id, None)
-        if turn is not None:
-            self._forget_text(turn)
+        self._await_words(turn, now, own_audio=True)
 
     def retry(self, now: float) -> None:
         """The history has changed under the speculation: prepare another if the user still pauses."""
         if self.turn is not None and self.turn.transcript is not None and self.detector.phase == "paused":
             self._attempt(self.turn, now)
-
-    def _find(self, job: str) -> UserTurn | None:
-        turns = [*self.pending.values(), *([self.turn] if self.turn else [])]
-        return next((turn for turn in turns if turn.text_job == job), None)
 
     def _score(self, turn: UserTurn, scorer: str, probability: float) -> None:
         turn.scores[scorer] = probability
@@ -409,7 +354,8 @@ class Listener:
         if (
             self._may_speculate
             and replies.active is None
-            and not self.pending
+            and not replies.asked
+            and not self.transcripts.late
             and turn.attempts < self.settings.speculation.attempts
             and not same_request("", text)
             and likely >= self.settings.speculation.least
@@ -456,7 +402,7 @@ class Listener:
         turn, self.turn = self.turn, None
         self.detector.reset()
         if turn is not None:
-            self._forget_text(turn)
+            self.transcripts.forget(turn)
             self._replies.discard("cleared", now)
             if turn.owed:
                 self._replies.want()

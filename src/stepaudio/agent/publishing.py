@@ -14,8 +14,9 @@ from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, Context, Item, MessageItem, OutputItem
+from stepaudio.agent.planning import Reply
 from stepaudio.agent.playback import Playback
-from stepaudio.agent.speculation import NO_USAGE, Reply, TurnClock
+from stepaudio.agent.speculation import NO_USAGE, TurnClock
 from stepaudio.agent.tools import ToolLedger, ToolSpec
 from stepaudio.speech.roles import Finish, Speech, Tool, ToolCall
 

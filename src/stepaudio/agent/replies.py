@@ -5,7 +5,7 @@ What a reply does to the world is in `publishing`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -14,13 +14,15 @@ from stepaudio.agent import events as ev
 from stepaudio.agent import notices as note
 from stepaudio.agent.context import CallItem, Context, Item, MessageItem
 from stepaudio.agent.errors import RequestError
+from stepaudio.agent.planning import Planner, Reply
 from stepaudio.agent.playback import Playback
 from stepaudio.agent.publishing import Publisher
 from stepaudio.agent.settings import ReplyOptions, Settings
-from stepaudio.agent.speculation import Reason, Reply, Speculation, Statistics, Throttle, TurnClock
+from stepaudio.agent.speculation import Reason, Speculation, Statistics, Throttle, TurnClock
 from stepaudio.agent.tools import ToolLedger, encode
-from stepaudio.speech.roles import Message
 
+_MOST_ASIDE = 8
+"""Out-of-band replies of a session at once: everybody else's wait behind them."""
 _ROUNDING = 0.05
 """Seconds by which a client may truncate past the end: it counts in milliseconds and plays in frames."""
 
@@ -53,6 +55,7 @@ class Replies:
         self.speculation: Speculation | None = None
         self.filler_at: float | None = None
         """When a filler is due because a tool keeps everybody waiting."""
+        self._planner = Planner(settings, context, new_id)
         self._publisher = Publisher(context, playback, self.tools, new_id, out)
         self._new_id = new_id
         self._out = out
@@ -62,7 +65,7 @@ class Replies:
         self._fillers_said = 0
 
     def configure(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings = self._planner.settings = settings
         self.tools.limit = settings.parallel_tools
         self.throttle.calm = settings.speculation.calm
 
@@ -76,6 +79,11 @@ class Replies:
         return self.active is not None or self._owes or self.playback.audible(now)
 
     @property
+    def asked(self) -> bool:
+        """Whether the next reply is one that the client has asked for: no other is to be prepared."""
+        return self._wanted is not None and self._wanted.by_client
+
+    @property
     def _owes(self) -> bool:
         return self._wanted is not None or self._announcement is not None
 
@@ -87,14 +95,20 @@ class Replies:
         if self._wanted is None:
             self._wanted = _Wanted()
 
-    def request(self, options: ReplyOptions) -> None:
+    def request(self, options: ReplyOptions, now: float) -> None:
         """The client asks for a reply; an out-of-band one starts at once."""
         if not options.in_history:
-            self._begin(self._plan(options))
+            if sum(not reply.options.in_history for reply in self._publisher.live.values()) >= _MOST_ASIDE:
+                raise RequestError(
+                    f"{_MOST_ASIDE} replies outside the conversation are being made already: wait for one to end.",
+                    code="too_many_responses",
+                )
+            self._begin(self._planner.plan(options))
             return
         self._refuse_a_second()
         self._rounds, self._publisher.clock = 0, None
         self._wanted = _Wanted(options, by_client=True)
+        self.discard("history", now)
 
     def announce(self, text: str) -> None:
         """Speak a given text when the floor is free."""
@@ -114,43 +128,10 @@ class Replies:
             return
         if self._announcement is not None:
             text, self._announcement = self._announcement, None
-            self._begin(self._plan(ReplyOptions(), text=text))
+            self._begin(self._planner.plan(ReplyOptions(), text=text))
         elif self._wanted is not None:
             wanted, self._wanted = self._wanted, None
-            self._begin(self._plan(wanted.options, rounds=self._rounds))
-
-    def _plan(
-        self,
-        options: ReplyOptions,
-        extra: Sequence[Item] = (),
-        *,
-        rounds: int = 0,
-        speculative: bool = False,
-        text: str | None = None,
-    ) -> Reply:
-        session = self.settings
-        offered = session.tools if options.tools is None else options.tools
-        # An out-of-band reply leaves no call in history for a result to follow: only the client's tools.
-        specs = {spec.tool.name: spec for spec in offered if options.in_history or spec.client_side}
-        messages: list[Message] = []
-        if options.input is not None:
-            messages = self.context.render_items(options.input, instructions=options.instructions)
-        elif text is None:
-            messages = self.context.render(extra, instructions=options.instructions)
-        choice = session.tool_choice if options.tool_choice is None else options.tool_choice
-        start = cmd.StartReply(
-            reply_id=self._new_id("resp"),
-            messages=tuple(messages),
-            tools=tuple(spec.tool for spec in specs.values()),
-            tool_choice="none" if rounds >= session.tool_rounds else choice,
-            sampling=options.sampling or session.sampling,
-            speak=session.speak if options.speak is None else options.speak,
-            voice=options.voice or session.voice,
-            speed=session.speed if options.speed is None else options.speed,
-            speculative=speculative,
-            text=text,
-        )
-        return Reply(start, options, specs)
+            self._begin(self._planner.plan(wanted.options, rounds=self._rounds))
 
     def _begin(self, reply: Reply) -> None:
         self._out(reply.start)
@@ -205,7 +186,7 @@ class Replies:
         self.filler_at = None
         phrases = self.settings.fillers
         if phrases and floor_free and not self.busy(now):
-            self._begin(self._plan(ReplyOptions(), text=phrases[self._fillers_said % len(phrases)]))
+            self._begin(self._planner.plan(ReplyOptions(), text=phrases[self._fillers_said % len(phrases)]))
             self._fillers_said += 1
 
     # ------------------------------------------------------------ speculation
@@ -221,7 +202,7 @@ class Replies:
 
     def speculate(self, user: MessageItem, now: float) -> None:
         """Prepare a reply to a turn that may be over."""
-        reply = self._plan(ReplyOptions(), (user,), speculative=True)
+        reply = self._planner.plan(ReplyOptions(), (user,), speculative=True)
         limit = self.settings.speculation.seconds
         self.speculation = Speculation(reply, user, self.context.version, now, limit)
         self.statistics.started += 1
@@ -314,7 +295,7 @@ class Replies:
         rounds = len(speculation.replies)
         may = not speculation.suspended and not speculation.full and rounds <= self.settings.tool_rounds
         if may and speculation.due:
-            reply = self._plan(ReplyOptions(), speculation.past(), rounds=rounds, speculative=True)
+            reply = self._planner.plan(ReplyOptions(), speculation.past(), rounds=rounds, speculative=True)
             speculation.follow(reply)
             self._out(reply.start)
 
@@ -333,7 +314,7 @@ class Replies:
                 self._publisher.cancel(reply, reason)
                 said = reply.message is not None and bool(reply.message.text)
                 owed |= reply.options.in_history and (not said or bool(reply.call_ids))
-        if self._wanted is not None and not self._wanted.by_client:
+        if not self.asked:
             self._wanted = None
         self._announcement = self._publisher.clock = self.filler_at = None
         return owed

@@ -50,8 +50,9 @@ class Lane:
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody waits for work that has no place."""
-        return any(ticket.urgency is Urgency.AWAITED for ticket in self._waiting)
+        """Whether somebody waits for work that has no place, or has shown nothing yet: it shares the cores."""
+        silent = (ticket for ticket in self._working if not ticket.shown)
+        return any(ticket.urgency is Urgency.AWAITED for ticket in (*self._waiting, *silent))
 
     @property
     def free(self) -> bool:
@@ -96,7 +97,10 @@ class Ticket:
         self.give_up = give_up
         self.granted = asyncio.Event()
         self.asked_to_leave = False
+        self.shown = False
+        """Whether somebody has got something of it."""
         self._lane = lane
+        self._entering = False
         self._refused = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -105,7 +109,8 @@ class Ticket:
         self.urgency = Urgency.AWAITED
         self.asked_to_leave = False
         self._lane.assign()
-        self._limit()
+        if self._entering:
+            self._limit()
 
     async def stand_aside(self, until: Awaitable[object]) -> None:
         """Give the place up until something has come about, then wait for one again."""
@@ -119,6 +124,7 @@ class Ticket:
     async def __aenter__(self) -> Ticket:
         """Raises BusyError when there was no place in time."""
         self._lane.enter(self)
+        self._entering = True
         self._limit()
         try:
             await self.granted.wait()
@@ -126,6 +132,7 @@ class Ticket:
             self._lane.leave(self)
             raise
         finally:
+            self._entering = False
             if self._timer is not None:
                 self._timer.cancel()
         if self._refused:
@@ -135,7 +142,7 @@ class Ticket:
     def _limit(self) -> None:
         """From when it is awaited, the time for it to begin runs."""
         patience = self._lane.patience
-        if patience is not None and self.urgency is Urgency.AWAITED and not self.granted.is_set():
+        if patience is not None and self.urgency is Urgency.AWAITED and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(patience, self._refuse)
 
     def _refuse(self) -> None:

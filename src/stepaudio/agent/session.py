@@ -23,6 +23,7 @@ from stepaudio.agent import commands as cmd
 from stepaudio.agent import events as ev
 from stepaudio.agent import notices as note
 from stepaudio.agent.controller import Controller
+from stepaudio.agent.reading_ahead import ReadingAhead
 from stepaudio.agent.replying import Models, make_reply
 from stepaudio.agent.ring import InputRing
 from stepaudio.agent.scheduler import Scheduler, Ticket, Urgency
@@ -47,7 +48,6 @@ _SCORED_SECONDS = 8.0
 """What an acoustic `TurnScorer` gets to hear of a turn, from its end."""
 _OVERDUE = 0.05
 """Seconds until the next tick when one is due already and changed nothing."""
-_WARMING = "warm"
 _ENOUGH_AHEAD = 2.0
 """Seconds of audio ahead of the listener with which a reply can let others go first."""
 
@@ -93,16 +93,16 @@ class Session:
         self._room = room or asyncio.Event()
         self._room.set()
         self._most_input = round(input_seconds * RATE)
+        self._reading = ReadingAhead(models.responder, scheduler.replying, self.handle)
         self._vad = GatedVadStream(models.vad)
         self._ring = InputRing()
-        self._attached: dict[str, Samples] = {}
+        self._attached: Samples | None = None
         self._language: str | None = None
         self._heard: tuple[str, Samples] | None = None
         self._work: dict[str, asyncio.Task[None]] = {}
         self._tickets: dict[str, Ticket] = {}
         self._going: dict[str, threading.Event] = {}
         self._transcribing: dict[str, str] = {}
-        self._to_warm: cmd.Warm | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due: float | None = None
         self._pressure = 0.0
@@ -119,20 +119,27 @@ class Session:
                 f"{len(self._ring) / RATE:.0f} s of audio wait already: commit or clear them, or send less at once.",
                 retry_after=5,
             )
+        self._take(samples)
+
+    def hear_last(self, samples: Samples) -> None:
+        """Take the end of an input [T] that is about to be committed, even where there is no room for more, and
+        complete its last window with silence."""
+        self._take(samples)
+        self._take(np.zeros(-self._ring.end % round(WINDOW * RATE), np.float32))
+
+    def _take(self, samples: Samples) -> None:
         probabilities = self._vad.push(samples)
         self._ring.push(samples)
         for probability in probabilities:
             self.handle(ev.Window(float(probability)))
 
-    def fill_window(self) -> None:
-        """Complete the last window with silence: what was heard so far is to be committed."""
-        self.hear(np.zeros(-self._ring.end % round(WINDOW * RATE), np.float32))
-
     def create_item(self, event: ev.CreateItem, samples: Samples | None) -> None:
         """Insert an item; `samples` [T] at `RATE` are the audio of one without a text. Raises RequestError."""
-        self.handle(event)
-        if samples is not None:  # in time: its transcription begins when the event loop gets to it
-            self._attached[event.item.id] = samples
+        self._attached = samples
+        try:
+            self.handle(event)
+        finally:
+            self._attached = None
 
     def handle(self, event: ev.Event) -> None:
         """Take an event and do what follows from it. Raises RequestError when a request does not fit."""
@@ -145,11 +152,12 @@ class Session:
     async def close(self) -> None:
         """Stop all work and wait, for a moment, until it has stopped."""
         self._closed = True
+        self._reading.stop()
         if self._timer is not None:
             self._timer.cancel()
-        tasks = list(self._work.values())
-        for task in tasks:
+        for task in self._work.values():
             task.cancel()
+        tasks = [task for task in (*self._work.values(), self._reading.task) if task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
@@ -159,15 +167,14 @@ class Session:
         match output:
             case cmd.Transcribe():
                 self._transcribing[output.job] = output.item_id
-                self._start(output.job, self._transcribe(output))
+                self._start(output.job, self._transcribe(output, self._audio(output.start, output.end)))
             case cmd.Overhear():
-                self._start(output.job, self._overhear(output))
+                self._start(output.job, self._overhear(output, self._audio(output.start, output.end)))
             case cmd.Warm():
-                self._to_warm = output
-                if _WARMING not in self._work:
-                    self._start(_WARMING, self._warm())
+                self._reading.ask(output)
             case cmd.Score():
-                self._start(output.job, self._score(output))
+                start = max(output.start, output.end - _SCORED_SECONDS)
+                self._start(output.job, self._score(output.job, self._audio(start, output.end)))
             case cmd.StartReply():
                 self._start_reply(output)
             case cmd.RunTool(call):
@@ -179,7 +186,7 @@ class Session:
             case cmd.ResumeReply(reply_id) if reply_id in self._going:
                 self._going[reply_id].set()
             case cmd.CommitReply(reply_id) if reply_id in self._going:
-                self._stop_warming()
+                self._reading.stop()
                 self._going[reply_id].set()
                 self._tickets[reply_id].hurry()
             case cmd.CancelReply(key) | cmd.CancelTranscribe(key) | cmd.CancelTool(key) if key in self._work:
@@ -232,11 +239,14 @@ class Session:
 
     # ------------------------------------------------------------ hearing
 
-    async def _transcribe(self, command: cmd.Transcribe) -> None:
-        if command.start is None or command.end is None:
-            samples = self._attached.pop(command.item_id)
-        else:
-            samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
+    def _audio(self, start: float | None, end: float | None) -> Samples:
+        """A stretch of the input or, with no span, what came with the item that is being created."""
+        if start is None or end is None:
+            assert self._attached is not None
+            return self._attached
+        return self._ring.read(int(start * RATE), int(end * RATE))
+
+    async def _transcribe(self, command: cmd.Transcribe, samples: Samples) -> None:
         urgency = Urgency.AWAITED if command.final else Urgency.LIKELY
 
         async def work(watchdog: Watchdog) -> None:
@@ -249,11 +259,10 @@ class Session:
 
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
 
-    async def _overhear(self, command: cmd.Overhear) -> None:
+    async def _overhear(self, command: cmd.Overhear, samples: Samples) -> None:
         if not self._scheduler.hearing.free:
             self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
             return
-        samples = self._ring.read(int(command.start * RATE), int(command.end * RATE))
 
         async def work(watchdog: Watchdog) -> None:
             async with self._place(command.job, Urgency.SPECULATIVE):
@@ -272,16 +281,14 @@ class Session:
         ticket = self._tickets[key] = self._scheduler.hearing.ticket(urgency)
         return ticket
 
-    async def _score(self, command: cmd.Score) -> None:
-        start = max(command.start, command.end - _SCORED_SECONDS)
-        samples = self._ring.read(int(start * RATE), int(command.end * RATE))
+    async def _score(self, job: str, samples: Samples) -> None:
         try:
-            async with self._place(command.job, Urgency.LIKELY):
+            async with self._place(job, Urgency.LIKELY):
                 score = await aio.run(lambda _: self._models.turn_scorer.score(samples, None, self._language))
         except Exception:
             log.exception("The acoustic turn scorer failed; the turn goes by its words")
         else:
-            self.handle(ev.Scored(command.job, score))
+            self.handle(ev.Scored(job, score))
 
     # ------------------------------------------------------------ replying
 
@@ -297,14 +304,13 @@ class Session:
             ticket = lane.ticket(Urgency.AWAITED)
         self._tickets[start.reply_id] = ticket
         language, heard = self._language, self._heard
-        warming = self._work.get(_WARMING)
-        asked_for = self._to_warm is not None and self._to_warm.job is not None
-        if not (start.speculative and asked_for):
-            self._stop_warming()
+        if not (start.speculative and self._reading.asked):
+            self._reading.stop()
 
-        async def stand_aside(until: Coroutine[Any, Any, object]) -> None:
+        async def stand_aside(until: Coroutine[Any, Any, object], watchdog: Watchdog) -> None:
             aloud.clear()
-            await ticket.stand_aside(until)
+            with watchdog.asleep():
+                await ticket.stand_aside(until)
             aloud.set()
 
         def make(cancel: threading.Event) -> Iterator[ev.ReplyEvent]:
@@ -313,18 +319,21 @@ class Session:
             return make_reply(self._models, asked, language=language, go=going, aloud=aloud, cancel=cancel)
 
         async def work(watchdog: Watchdog) -> None:
-            if warming is not None:  # what it has read would not be known where another reads at the same time
-                await asyncio.wait([warming])
+            await self._reading.ended()
             # A client that does not read keeps nobody else waiting: its replies hold no place while they do.
-            await self._room.wait()
+            with watchdog.asleep():
+                await self._room.wait()
             async with ticket, aclosing(aio.stream(make)) as events:
                 async for event in events:
                     if not self._room.is_set():
-                        await stand_aside(self._room.wait())
+                        await stand_aside(self._room.wait(), watchdog)
                     watchdog.calm()
                     self.handle(event)
-                    if isinstance(event, ev.ReplySpeech) and lane.wanted and (spare := self._spare()) > 0:
-                        await stand_aside(asyncio.sleep(spare))
+                    if not isinstance(event, ev.ReplySpeech):
+                        continue
+                    ticket.shown = True
+                    if lane.wanted and (spare := self._spare()) > 0:
+                        await stand_aside(asyncio.sleep(spare), watchdog)
 
         self._start(start.reply_id, self._guard(start.reply_id, partial(ev.ReplyFailed, start.reply_id), work))
 
@@ -332,28 +341,6 @@ class Session:
         """Seconds for which the listener of this session has enough to hear."""
         ends_at = self.controller.playback.ends_at
         return 0.0 if ends_at is None else ends_at - self._clock() - _ENOUGH_AHEAD
-
-    async def _warm(self) -> None:
-        """Have the responder read ahead, as long as nobody else needs the place."""
-        while self._to_warm is not None:
-            command, self._to_warm = self._to_warm, None
-            urgency = Urgency.BACKGROUND if command.job is None else Urgency.SPECULATIVE
-            try:
-                async with self._scheduler.replying.ticket(urgency, give_up=self._stop_warming):
-                    ends = await aio.run(partial(self._read_ahead, command))
-            except StepAudioError as error:
-                log.info("Nothing was read ahead: %s", error)
-            else:
-                if command.job is not None:
-                    self.handle(ev.Scored(command.job, ends))
-
-    def _read_ahead(self, command: cmd.Warm, cancel: threading.Event) -> float | None:
-        return self._models.responder.warm(command.messages, command.tools, words=command.words, cancel=cancel)
-
-    def _stop_warming(self) -> None:
-        self._to_warm = None
-        if _WARMING in self._work:
-            self._work[_WARMING].cancel()
 
     def _tell_load(self) -> None:
         """Before a speculation may start, say how busy the machine is."""

@@ -10,7 +10,6 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
-from stepaudio.agent.commands import StartReply
 from stepaudio.agent.context import CallItem, Item, MessageItem, OutputItem, estimate_tokens
 from stepaudio.agent.events import (
     ReplyCall,
@@ -20,15 +19,14 @@ from stepaudio.agent.events import (
     ReplyText,
     ToolFinished,
 )  # fmt: skip
-from stepaudio.agent.settings import ReplyOptions
-from stepaudio.agent.tools import ToolSpec
+from stepaudio.agent.planning import Reply
 from stepaudio.agent.wording import same_request
 from stepaudio.speech.roles import Finish
 
 Reason = Literal["changed", "resumed", "history", "throttled", "overflow", "failed", "cleared"]
 """Why a speculation was discarded: the words changed; the user went on for too long to have said only a filler; the
-history or the settings changed; the machine is loaded; it produced more than it may; a model failed; the turn was
-taken back."""
+history or the settings changed, or the client asked for a reply of its own; the machine is loaded; it produced more
+than it may; a model failed; the turn was taken back."""
 
 MOST_EVENTS = 4096
 """Events a speculation holds at most, whatever they are."""
@@ -84,29 +82,6 @@ class TurnClock:
     speech_end: float
     decided: float
     transcribed: float
-
-
-@dataclass
-class Reply:
-    """One reply in the making: what was asked for, and what of it has been published."""
-
-    start: StartReply
-    options: ReplyOptions
-    specs: dict[str, ToolSpec]
-    message: MessageItem | None = None
-    items: list[Item] = field(default_factory=list)
-    call_ids: list[str] = field(default_factory=list)
-    """The calls whose results are made here; their arrival starts the next reply."""
-    client_calls: bool = False
-    first_text: float | None = None
-    opened: bool = False
-    cut: bool = False
-    """Whether its text ends where it was heard to."""
-    ended: bool = False
-
-    @property
-    def id(self) -> str:
-        return self.start.reply_id
 
 
 class Speculation:

@@ -114,8 +114,9 @@ def decode(hint: Any, value: Any) -> Any:
 
 
 def encode(value: Any) -> str:
-    """A tool's result as the model reads it: text as it is, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
+    """A tool's result as the model reads it: text as it is but for halves of characters, everything else as JSON."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=_plain)
+    return text.encode(errors="replace").decode()
 
 
 class FunctionTools:

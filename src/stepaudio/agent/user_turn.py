@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+Heard = tuple[str, str | None]
+"""A text and its language."""
+
 _EVERY = 0.8
 """Seconds of new speech after which it is transcribed again."""
 _LEAST = 0.1
@@ -16,8 +19,8 @@ class Overhearing:
 
     job: str | None = None
     """The transcript that is being made."""
-    heard: tuple[str, str | None] | None = None
-    """The text and the language of the last one, until the next is asked for."""
+    heard: Heard | None = None
+    """The last one, until the next is asked for."""
     end: float = 0.0
     """Where in the input the last one that was asked for ends, in seconds."""
     _voiced: float = 0.0

@@ -111,6 +111,11 @@ def is_backchannel(text: str) -> bool:
     return phrase in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS or _HUM.fullmatch(word) for word in said)
 
 
+def is_question(text: str) -> bool:
+    """Whether the text ends by asking something."""
+    return text.rstrip(" \"'”’)）").endswith(("?", "？"))
+
+
 def may_be_hum(text: str, seconds: float) -> bool:
     """Whether so little speech, heard as one or two words, may be a hum: recognisers hear a word in every "mm-hm"
     ("Mom.", "你"). What interrupts when it is said that shortly ("stop", "what", "等") is no hum."""

@@ -120,7 +120,8 @@ class DrainingServer(uvicorn.Server):
         if self._state.phase is Phase.FAILED:
             return True
         if self._state.phase is Phase.DRAINING:
-            idle = self._state.slots.busy == 0 and self._state.slots.waiting == 0
+            slots = self._state.slots
+            idle = slots.busy == 0 and slots.waiting == 0 and not self._state.replying()
             if idle or time.monotonic() > self._deadline:
                 return True
         return await super().on_tick(counter)

@@ -43,6 +43,8 @@ class ServerState:
         self.metrics = Metrics(self.slots)
         self.past_replies = PastReplies()
         self.past_recordings = PastRecordings()
+        self.replying: Callable[[], bool] = lambda: False
+        """Whether somebody is being answered in a realtime session."""
         self.phase = Phase.LOADING
         self.failure: Exception | None = None
         """Why the server could not start, in phase FAILED."""

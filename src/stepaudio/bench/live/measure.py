@@ -20,6 +20,8 @@ from stepaudio.bench.live.recording import Cut, Recording, Said
 from stepaudio.errors import BusyError
 from stepaudio.speech.roles import Word
 
+_OVERLAP = 1.0
+"""Seconds within which a barge-in should silence the agent."""
 _UNIT = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+(?:['’][^\W_\u3400-\u9fff]+)*")
 
 
@@ -28,7 +30,8 @@ class TurnMeasure:
     """One turn. `latency`: from the last audible sample of the user's to the first of the reply's, in seconds; None
     when there was no reply. `cut_in`: the agent became audible while the user had more to say. `stopped`: from the
     first audible sample of a barge-in until the agent was silent; None if it was not interrupted. `talked_over`: it
-    was interrupted and did not stop. `gave_way`: it fell silent at a murmur; None where there was none."""
+    was interrupted and still spoke after `_OVERLAP`; what ends by itself before is neither. `gave_way`: it fell silent
+    at a murmur; None where there was none."""
 
     conversation: str
     turn: int
@@ -70,6 +73,7 @@ def turns(recording: Recording) -> list[TurnMeasure]:
         until = min(later, default=np.inf)
         replies = [onset for onset in onsets if end <= onset < until] if complete else []
         interrupted = turn.kind == "barge_in" and bool(lines) and _plays_at(recording, start)
+        goes_on = interrupted and _plays_at(recording, start + _OVERLAP)
         stop = next((cut.at - start for cut in recording.cuts if start <= cut.at <= end + 1.0), None)
         measured.append(
             TurnMeasure(
@@ -81,7 +85,7 @@ def turns(recording: Recording) -> list[TurnMeasure]:
                 latency=min(replies) - end if replies else None,
                 cut_in=any(start < onset < end for onset in onsets),
                 stopped=stop if interrupted else None,
-                talked_over=interrupted and stop is None,
+                talked_over=goes_on and stop is None,
                 gave_way=_gave_way(recording, number),
             )
         )

@@ -19,7 +19,7 @@ Kind = Literal["plain", "pause", "false_start", "barge_in", "backchannel"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _PAUSE = (0.3, 1.2)
-_BEFORE_BARGE_IN = (0.8, 2.0)
+_BEFORE_BARGE_IN = (0.3, 1.0)
 _BEFORE_BACKCHANNEL = (0.6, 1.2)
 _BETWEEN_TURNS = (0.5, 1.0)
 _FALSE_STARTS = (0.4, 0.9)

@@ -27,11 +27,14 @@ class ExpiredError(StepAudioError):
     code = "session_expired"
 
 
+class FailedError(StepAudioError):
+    """The session ran into what nobody has thought of."""
+
+
 def admit(connection: HTTPConnection, hub: Hub) -> SessionConfig:
     """The session that this client starts with. Raises WrongKeyError and ForeignPageError."""
-    key = _key(connection)
-    secret = hub.admit(key)
-    if key is None:
+    secret = hub.admit(_key(connection))
+    if secret is None and not hub.needs_key:  # any key is as good as none
         _check_origin(connection)
     config = secret.config if secret else hub.config(connection.query_params.get("model"))
     if connection.query_params.get("intent") == "transcription":

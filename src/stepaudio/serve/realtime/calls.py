@@ -104,7 +104,7 @@ async def _read(request: Request) -> tuple[str, dict[str, Any]]:
         )
     try:
         return offer, dict(json.loads(session))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise RequestError("`session` must be a JSON object.", code="invalid_value", param="session") from None
 
 

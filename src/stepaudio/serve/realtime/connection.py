@@ -7,7 +7,7 @@ with an `error` event that names it, and the session goes on.
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -34,6 +34,9 @@ from stepaudio.serve.realtime.encode import Encoder, Json
 from stepaudio.serve.realtime.formats import AudioDecoder
 from stepaudio.serve.realtime.items import item_json, parse_item
 from stepaudio.serve.realtime.session_tools import SessionTools
+from stepaudio.serve.realtime.wire import parse_json
+
+log = logging.getLogger("stepaudio.serve")
 
 _SLICE = RATE // 4
 """Samples that are looked at in one go before others get their turn."""
@@ -42,6 +45,14 @@ _SLICE = RATE // 4
 def new_id(kind: str) -> str:
     """An id that nobody guesses and no other session has."""
     return f"{kind}_{uuid.uuid4().hex[:24]}"
+
+
+def failed(task: asyncio.Task[None]) -> bool:
+    """Whether a task of a connection, which is done, ended by what nobody has thought of; the log is told."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        log.error("A realtime session failed", exc_info=error)
+    return error is not None
 
 
 class Media(Protocol):
@@ -102,9 +113,9 @@ class Connection:
     async def receive_text(self, text: str, translate: Callable[[Any], Any] | None = None) -> None:
         """Carry out one client event, as it comes; `translate` makes it one of the GA protocol."""
         try:
-            message = json.loads(text)
-        except ValueError as error:
-            self.refuse(RequestError(f"The message is not valid JSON: {error}.", code="invalid_event"))
+            message = parse_json(text)
+        except RequestError as error:
+            self.refuse(error)
         else:
             await self.receive(translate(message) if translate else message)
 
@@ -143,8 +154,7 @@ class Connection:
             case schema.SessionUpdate():
                 self._update(event.session)
             case schema.Commit():
-                await self._hear(self._decoder.flush())
-                self.session.fill_window()
+                self.session.hear_last(self._decoder.flush())
                 handle(ev.CommitInput())
             case schema.Clear():
                 self._decoder.flush()

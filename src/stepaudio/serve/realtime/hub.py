@@ -22,6 +22,11 @@ from stepaudio.serve.state import ServerState
 class Call(Protocol):
     """A conversation that no request of its own keeps open."""
 
+    @property
+    def speaking(self) -> bool:
+        """Whether the agent has more to say than has left."""
+        ...
+
     def hang_up(self) -> None: ...
 
 
@@ -32,6 +37,7 @@ class Hub:
         self.server = server
         self.tools = tools
         self.scheduler = Scheduler()
+        server.replying = self._replying
         self.secrets = ClientSecrets()
         self.sessions = 0
         self.calls: dict[str, Call] = {}
@@ -61,6 +67,9 @@ class Hub:
             call.hang_up()
         await asyncio.gather(*self.work, return_exceptions=True)
 
+    def _replying(self) -> bool:
+        return self.scheduler.replying.pressure > 0 or any(call.speaking for call in self.calls.values())
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """A session's place. Raises UnavailableError unless the server is ready, BusyError when it is full."""
@@ -72,6 +81,11 @@ class Hub:
             yield
         finally:
             self.sessions -= 1
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether who has no ephemeral key needs one of the server's."""
+        return bool(self.server.settings.api_keys)
 
     def admit(self, key: str | None) -> Secret | None:
         """The ephemeral key that this is, if it is one. Raises WrongKeyError for a key that opens nothing here."""

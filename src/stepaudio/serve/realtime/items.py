@@ -9,6 +9,7 @@ from typing import Any
 from stepaudio.agent import context
 from stepaudio.agent.errors import RequestError
 from stepaudio.serve.realtime import schema
+from stepaudio.serve.realtime.wire import parse_json
 from stepaudio.speech.roles import ToolCall
 
 
@@ -80,9 +81,9 @@ def parse_item(
 
 def _arguments(text: str) -> Mapping[str, Any]:
     try:
-        arguments = json.loads(text or "{}")
-    except ValueError:
-        arguments = None
+        arguments = parse_json(text or "{}")
+    except RequestError as error:
+        raise RequestError(f"The arguments cannot be used: {error}", code=error.code, param="item.arguments") from None
     if not isinstance(arguments, dict):
         raise RequestError("The arguments must be a JSON object.", code="invalid_value", param="item.arguments")
     return arguments

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from stepaudio.agent.errors import RequestError
+from stepaudio.serve.realtime.wire import check_json
 
 
 class Strict(BaseModel):
@@ -133,6 +134,7 @@ class ChosenFunction(Strict):
 
 
 Modalities = Annotated[list[Literal["text", "audio"]], Field(min_length=1, max_length=2)]
+Instructions = Annotated[str, Field(max_length=100_000)]
 ToolChoice = Literal["none", "auto", "required"] | ChosenFunction
 MaxTokens = Annotated[int, Field(ge=1, le=4096)] | Literal["inf"]
 
@@ -152,7 +154,7 @@ class SessionPatch(Strict):
 
     type: Literal["realtime", "transcription"] | None = None
     model: str | None = None
-    instructions: str | None = None
+    instructions: Instructions | None = None
     output_modalities: Modalities | None = None
     audio: Audio | None = None
     tools: list[AnyTool] | None = Field(default=None, max_length=128)
@@ -222,7 +224,7 @@ class ResponseAudio(Strict):
 class ResponseParams(Strict):
     """How one response differs from the session."""
 
-    instructions: str | None = None
+    instructions: Instructions | None = None
     output_modalities: Modalities | None = None
     audio: ResponseAudio | None = None
     tools: list[FunctionTool] | None = Field(default=None, max_length=128)
@@ -322,6 +324,7 @@ def parse_event(message: object) -> ClientEvent:
 
 def parse_session(fields: object) -> dict[str, Any]:
     """The fields that are present in a session, checked, as JSON. Raises RequestError."""
+    check_json(fields)
     try:
         patch = SessionPatch.model_validate(fields)
     except ValidationError as error:

@@ -13,9 +13,9 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from stepaudio.errors import StepAudioError
 from stepaudio.serve.errors import error_response
 from stepaudio.serve.realtime import beta
-from stepaudio.serve.realtime.admission import ExpiredError, admit, protocols
+from stepaudio.serve.realtime.admission import ExpiredError, FailedError, admit, protocols
 from stepaudio.serve.realtime.config import SessionConfig
-from stepaudio.serve.realtime.connection import Connection
+from stepaudio.serve.realtime.connection import Connection, failed
 from stepaudio.serve.realtime.encode import AUDIO_DELTA, Json
 from stepaudio.serve.realtime.hub import Hub
 from stepaudio.serve.realtime.outbox import Outbox
@@ -25,7 +25,8 @@ router = APIRouter()
 log = logging.getLogger("stepaudio.serve")
 
 _BETA_PROTOCOL = "openai-beta.realtime-v1"
-_NORMAL, _TRY_AGAIN_LATER = 1000, 1013
+_NORMAL, _FAILED, _TRY_AGAIN_LATER = 1000, 1011, 1013
+_REASONS = {_NORMAL: "session expired", _FAILED: "internal error", _TRY_AGAIN_LATER: "the client does not read"}
 _LAST_SECONDS = 0.5
 """What a last word and the close may take."""
 
@@ -71,10 +72,14 @@ class _Socket:
         self._connection.open()
         reading, writing = asyncio.create_task(self._read()), asyncio.create_task(self._write())
         try:
-            await asyncio.wait((reading, writing), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
-            if not reading.done():
-                writing.cancel()
-                await self._end(lost=writing.done() and not writing.cancelled())
+            done, _ = await asyncio.wait((reading, writing), timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            writing.cancel()
+            if any(failed(task) for task in done):
+                await self._end(_FAILED, FailedError("The session failed; the server's log holds the cause."))
+            elif not done:
+                await self._end(_NORMAL, ExpiredError("The session has reached its longest duration."))
+            elif reading not in done:
+                await self._end(_TRY_AGAIN_LATER)
         finally:
             for task in (reading, writing):
                 task.cancel()
@@ -82,22 +87,22 @@ class _Socket:
             await self._connection.close()
             await asyncio.gather(reading, writing, return_exceptions=True)
 
-    async def _end(self, *, lost: bool) -> None:
-        code, reason = _TRY_AGAIN_LATER, "the client does not read"
+    async def _end(self, code: int, last_word: StepAudioError | None = None) -> None:
+        """Close the connection; a client that reads gets a last word."""
         with suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
             async with asyncio.timeout(_LAST_SECONDS):
-                if not lost:
-                    code, reason = _NORMAL, "session expired"
-                    self._connection.refuse(ExpiredError("The session has reached its longest duration."))
+                if last_word is not None:
+                    self._connection.refuse(last_word)
                     while self._outbox.chars:
                         await self._websocket.send_text(await self._outbox.get())
-                await self._websocket.close(code, reason)
+                await self._websocket.close(code, _REASONS[code])
 
     def _send(self, event: Json) -> None:
         droppable = event["type"] == AUDIO_DELTA
         told = beta.outgoing(event) if self._beta else event
         if told is not None:
-            self._outbox.put(json.dumps(told, ensure_ascii=False), droppable=droppable)
+            # ASCII escapes: half a character that a model or a tool has made breaks nothing.
+            self._outbox.put(json.dumps(told), droppable=droppable)
 
     async def _write(self) -> None:
         """Ends when the client is lost: it has left too much unread, or read nothing for too long."""

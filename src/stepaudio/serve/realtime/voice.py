@@ -77,6 +77,11 @@ class Voice(MediaStreamTrack):
         self._pts = 0
         self._due: float | None = None
 
+    @property
+    def speaking(self) -> bool:
+        """Whether there is audio that has not left yet."""
+        return bool(self._queue)
+
     # ------------------------------------------------------------ from the conversation
 
     def play(self, play: cmd.Play) -> None:

@@ -28,9 +28,9 @@ from stepaudio.agent import events as ev
 from stepaudio.agent.errors import RequestError
 from stepaudio.agent.session import RATE
 from stepaudio.audio.resample import Resampler
-from stepaudio.serve.realtime.admission import ExpiredError
+from stepaudio.serve.realtime.admission import ExpiredError, FailedError
 from stepaudio.serve.realtime.config import SessionConfig
-from stepaudio.serve.realtime.connection import Connection, new_id
+from stepaudio.serve.realtime.connection import Connection, failed, new_id
 from stepaudio.serve.realtime.encode import Json
 from stepaudio.serve.realtime.hub import Hub
 from stepaudio.serve.realtime.outbox import Outbox
@@ -108,7 +108,10 @@ class Call:
         self._connection.open()
         work = [asyncio.create_task(task) for task in (self._listen(), self._read(), self._write(), self._lasting())]
         try:
-            await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+            if any(failed(task) for task in done):
+                self._connection.refuse(FailedError("The session failed; the server's log holds the cause."))
+                await asyncio.sleep(_QUIET)  # for the last word to leave
         finally:
             for task in work:
                 task.cancel()
@@ -118,6 +121,10 @@ class Call:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_SECONDS):
                     await self._peer.close()
+
+    @property
+    def speaking(self) -> bool:
+        return self._voice.speaking
 
     def hang_up(self) -> None:
         self._over.set()
@@ -189,7 +196,8 @@ class Call:
         self._connection.tell(f"output_audio_buffer.{name}", response_id=reply_id)
 
     def _send(self, event: Json) -> None:
-        self._outbox.put(json.dumps(event, ensure_ascii=False))
+        # ASCII escapes: half a character that a model or a tool has made breaks nothing.
+        self._outbox.put(json.dumps(event))
 
     async def _read(self) -> None:
         pace = Pace()
