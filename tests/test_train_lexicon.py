@@ -82,6 +82,24 @@ def test_homophones_are_told_apart_by_their_neighbours():
         assert lexicon.decode(scores, PHONEMES) == expected
 
 
+def test_a_word_may_be_told_by_what_follows_it():
+    lexicon = Lexicon.of([("two a", "b a")] * 3 + [("to c", "b c")] * 5)
+    for last, expected in (("a", "two a"), ("c", "to c")):
+        scores = np.full((2, 4), -20.0, dtype=np.float32)
+        scores[0, PHONEMES.index("b")] = scores[1, PHONEMES.index(last)] = 0
+        assert lexicon.decode(scores, PHONEMES) == expected
+
+
+def test_of_words_that_sound_alike_so_many_are_kept(monkeypatch):
+    """The rarest of three is only found when there is room for it beside the others."""
+    lexicon = Lexicon.of([("one a", "b a")] * 2 + [("two c", "b c")] * 9 + [("six c", "b c")] * 6)
+    scores = np.full((2, 4), -20.0, dtype=np.float32)
+    scores[0, PHONEMES.index("b")] = scores[1, PHONEMES.index("a")] = 0
+    for rivals, expected in ((1, "two a"), (2, "two a"), (3, "one a")):
+        monkeypatch.setattr(module, "_RIVALS", rivals)
+        assert lexicon.decode(scores, PHONEMES) == expected
+
+
 def test_nothing_to_read():
     assert taught().decode(np.zeros((0, 4), np.float32), PHONEMES) == ""
     assert Lexicon.of([]).decode(np.zeros((3, 4), np.float32), PHONEMES) == ""
