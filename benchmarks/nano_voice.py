@@ -2,6 +2,7 @@
 
     python benchmarks/nano_voice.py MANIFEST --out runs/out/nano-voice.json
     python benchmarks/nano_voice.py MANIFEST --only speaking --limit 60
+    python benchmarks/nano_voice.py MANIFEST --only own --own runs/out/anna --limit 180
 
 MANIFEST is one of `stepaudio data synthesize` that is tokenized; its test sentences were never trained on. Whisper-base
 hears, DNSMOS rates, Resemblyzer tells voices apart. All intervals are 95 %.
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,10 @@ from stepaudio.eval.codes import error_rate
 from stepaudio.eval.metrics.intervals import mean
 from stepaudio.eval.metrics.mos import DnsMos
 from stepaudio.eval.metrics.speaker import similarity
+from stepaudio.speech.nano_voice.adapt import Adaptation
 from stepaudio.speech.nano_voice.decoder import PACKAGED, SAMPLING
 from stepaudio.speech.nano_voice.listener import NanoTranscriber
+from stepaudio.speech.nano_voice.report import compare
 from stepaudio.speech.nano_voice.speaker import SPEEDS, NanoSpeaker
 from stepaudio.speech.roles import Reference, Speaker
 from stepaudio.speech.say import say
@@ -235,6 +239,18 @@ def _default(test: list[Tokenized], ears: Ears, nano: NanoSpeaker) -> Iterator[N
         yield ears.voice(np.concatenate([s.samples for s in say(nano, utterance.text, language="en")]))
 
 
+def own(run: Path, test: list[Tokenized], folder: Path) -> Figures:
+    """What `stepaudio train voice -o RUN` changed, on the sentences that it kept apart and these."""
+    learned_from, kept_apart = (read_manifest(run / "manifest.jsonl", split=split) for split in ("train", "test"))
+    kept_apart = kept_apart[: Adaptation.sentences]
+    more = [utterance for utterance, _ in test]
+    with TemporaryDirectory() as samples:
+        report = compare(
+            learned_from, kept_apart, stepaudio.load("small"), (folder, run / "voice"), Path(samples), more
+        )
+    return {name: figures for name, figures in report.items() if name != "said"}
+
+
 def hearing(test: list[Tokenized], folder: Path) -> Figures:
     """Transcribing held-out recordings of the teacher from their codes."""
     listener = NanoTranscriber(folder)
@@ -251,7 +267,8 @@ def main() -> None:
     parser.add_argument("manifest", type=Path)
     parser.add_argument("--folder", type=Path, default=PACKAGED, help="weights of nano-voice")
     parser.add_argument("--clips", type=Path, help="manifest of speakers that nothing was trained on, for cloning")
-    parser.add_argument("--only", nargs="*", default=["resynthesis", "speaking", "speeds", "cloning", "hearing"])
+    parser.add_argument("--own", type=Path, help="folder of a run of stepaudio train voice")
+    parser.add_argument("--only", nargs="*", default=["resynthesis", "speaking", "speeds", "cloning", "own", "hearing"])
     parser.add_argument("--limit", type=int, default=40, help="sentences")
     parser.add_argument("--steps", type=int, default=SAMPLING.steps)
     parser.add_argument("--guidance", type=float, default=SAMPLING.guidance)
@@ -277,6 +294,8 @@ def main() -> None:
     if options.clips is not None:
         clips = read_manifest(options.clips)
         parts["cloning"] = lambda: cloning(clips, test, ears, nano)
+    if options.own is not None:
+        parts["own"] = lambda: own(options.own, test, options.folder)
     figures: Figures = {}
     for name in options.only:
         if name in parts:

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The nano language model on two CPU cores: an evening. Stop it at any time and start it again.
+# Run in pieces (docs/training.md, "The nano language model"), not from end to end.
 set -eu
 out=${1:-runs/out/nano}
 stepaudio pull wordnet

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The paper's three stages with 115 M parameters on one H100. The speech comes first, on its processor cores.
+# Not run: its recipe is tested at toy size on a CPU.
 set -eu
 out=${1:-runs/out/h100}
 stepaudio pull wordnet kokoro-82m kokoro-voices

@@ -1,5 +1,6 @@
 #!/bin/sh
 # The decoder of nano-voice on two CPU cores: an evening. Stop it at any time and start it again.
+# Run in two pieces with fewer steps each (docs/nano-voice.md, "Training the decoder"), not from end to end.
 set -eu
 out=${1:-runs/out/nano-decoder}
 data=$out/data/manifest.jsonl

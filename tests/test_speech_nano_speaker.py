@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 from numpy.testing import assert_allclose
+from safetensors.torch import load_file
 
 import nano_voice
 from stepaudio.data.codes import tokenize_manifest
@@ -146,9 +147,15 @@ def test_adapting_moves_the_decoder_and_leaves_the_language_model(folder, tmp_pa
     write_manifest(tmp_path / "manifest.jsonl", said)
     with DualTokenizer.load(TOKENIZER) as tokenizer:
         list(tokenize_manifest(tmp_path / "manifest.jsonl", tokenizer, TOKENIZER))
-    voice = tmp_path / "voice"
-    lines = []
-    learn(tmp_path / "manifest.jsonl", tmp_path, voice, Adaptation(steps=3), folder, "tina", lines.append)
+    voice, lines, weights = tmp_path / "voice", [], {}
+    for share in (0.0, 1.0, 0.5):  # the same run, which is over after the first
+        adaptation = Adaptation(steps=3, share=share)
+        learn(tmp_path / "manifest.jsonl", tmp_path, voice, adaptation, folder, "tina", lines.append)
+        weights[share] = load_file(voice / "flow.safetensors")
+    before = load_file(folder / "flow.safetensors")
+    assert all(torch.equal(kept, before[name]) for name, kept in weights[0.0].items())
+    for name, half in weights[0.5].items():
+        assert_allclose(half.float(), (weights[0.0][name].float() + weights[1.0][name].float()) / 2, atol=1e-3)
     assert (voice / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert (voice / "flow.safetensors").read_bytes() != (folder / "flow.safetensors").read_bytes()
     assert [named.name for named in read_voices(voice / VOICES)[0]] == ["tina"]

@@ -8,7 +8,7 @@ from stepaudio.errors import Cancelled, InputError
 from stepaudio.lm.generate import SamplingParams
 from stepaudio.lm.nano import COUNTS, GroupGrammar, load_vocabulary, save_vocabulary
 from stepaudio.lm.step1 import Config, Step1
-from stepaudio.speech.nano_voice.language import NanoLm
+from stepaudio.speech.nano_voice.language import NanoLm, together
 from stepaudio.train.lexicon import Lexicon
 from stepaudio.train.lm import LmTask, Rates, Step1Scorer
 from stepaudio.train.loop import Loop, LoopConfig, Schedule
@@ -71,6 +71,13 @@ def test_reads_what_it_learned(learned):
     lm, pairs = learned
     for one, own in pairs:
         assert lm.transcribe(own) == one.spoken
+
+
+def test_hearings_are_averaged_where_they_hear_the_same():
+    first = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    later = np.concatenate([np.full((1, 3), 9, np.float32), first[:6] + 1])
+    np.testing.assert_array_equal(together([first]), first)
+    np.testing.assert_allclose(together([first, later]), first[:6] + 0.5, rtol=1e-5)
 
 
 def test_a_seed_repeats_and_what_is_unknown_is_left_out(learned):

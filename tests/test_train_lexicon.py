@@ -1,6 +1,7 @@
 """The lexicon search against every sentence there could be, and what it learns from a manifest."""
 
 from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -66,11 +67,13 @@ def fit(row, scores):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_the_search_finds_a_best_sentence(seed, moments):
-    """With so few moments no sentence of three words fits, so all of them are tried."""
+    """With so few moments no sentence of three words fits, so all of them are tried. Words count by themselves here:
+    only then does it make no difference to when a word begins what came before it, as the search takes for granted."""
     lexicon = Lexicon.of([("ab ba", "ab ba"), ("ab cab", "ab cab")])
     scores = np.log(np.random.default_rng(seed).dirichlet(np.ones(4) * 0.3, moments) + 1e-9).astype(np.float32)
-    every = brute_force(lexicon, scores)
-    found = tuple(lexicon.decode(scores, PHONEMES).split())
+    with patch.object(module, "_BIGRAM_SHARE", 0.0):
+        every = brute_force(lexicon, scores)
+        found = tuple(lexicon.decode(scores, PHONEMES).split())
     assert every[found] == pytest.approx(max(every.values()), rel=1e-5)
 
 
@@ -79,6 +82,24 @@ def test_homophones_are_told_apart_by_their_neighbours():
     for first, expected in (("a", "a two"), ("c", "c to")):
         scores = np.full((2, 4), -20.0, dtype=np.float32)
         scores[0, PHONEMES.index(first)] = scores[1, PHONEMES.index("b")] = 0
+        assert lexicon.decode(scores, PHONEMES) == expected
+
+
+def test_a_word_may_be_told_by_what_follows_it():
+    lexicon = Lexicon.of([("two a", "b a")] * 3 + [("to c", "b c")] * 5)
+    for last, expected in (("a", "two a"), ("c", "to c")):
+        scores = np.full((2, 4), -20.0, dtype=np.float32)
+        scores[0, PHONEMES.index("b")] = scores[1, PHONEMES.index(last)] = 0
+        assert lexicon.decode(scores, PHONEMES) == expected
+
+
+def test_of_words_that_sound_alike_so_many_are_kept(monkeypatch):
+    """The rarest of three is only found when there is room for it beside the others."""
+    lexicon = Lexicon.of([("one a", "b a")] * 2 + [("two c", "b c")] * 9 + [("six c", "b c")] * 6)
+    scores = np.full((2, 4), -20.0, dtype=np.float32)
+    scores[0, PHONEMES.index("b")] = scores[1, PHONEMES.index("a")] = 0
+    for rivals, expected in ((1, "two a"), (2, "two a"), (3, "one a")):
+        monkeypatch.setattr(module, "_RIVALS", rivals)
         assert lexicon.decode(scores, PHONEMES) == expected
 
 

@@ -2,7 +2,9 @@
 
 Both come from training data: who teaches also tells how its words sound. The search is the textbook one (Young, Russell
 and Thornton 1989, "Token passing"): the words are a tree of phonemes, each node keeps its best path, and at the end of
-a word its history decides what that word is worth. Nothing is pruned but word ends, so the result is repeatable.
+a word the words before decide what it is worth. When a word begins is taken not to depend on more than the one before
+it (the word-pair approximation: Schwartz and Austin 1991). Nothing is pruned but word ends, so the result is
+repeatable.
 
 Shapes: T moments, P phonemes, N nodes, E word ends.
 """
@@ -23,7 +25,9 @@ from stepaudio.tokenizer.fbank import Floats
 SILENCE = " "
 _LANGUAGE_WEIGHT = 1.0
 """Log-probabilities of words against those of moments, which come many to a word and are not independent."""
-_BEAM = 60.0
+_BEAM = 30.0
+_RIVALS = 4
+"""Words that are kept of those that end at one moment."""
 _BIGRAM_SHARE = 0.7
 """How much the bigram counts against the single word, when the word before was seen."""
 
@@ -75,7 +79,7 @@ class Lexicon:
         """The words that explain log-probabilities of phonemes at even moments best; empty for none."""
         if len(scores_TP) == 0 or not self.entries:
             return ""
-        return _Search(self._tree(tuple(phonemes)), self).run(scores_TP)
+        return _Search(self._tree(tuple(phonemes)), self, len(scores_TP)).run(scores_TP)
 
     def _tree(self, phonemes: tuple[str, ...]) -> _Tree:
         if phonemes not in self._trees:
@@ -135,52 +139,60 @@ class _Tree:
 
 
 class _Search:
-    """One utterance's paths."""
+    """One utterance's paths.
 
-    def __init__(self, tree: _Tree, lexicon: Lexicon) -> None:
+    A path in the tree knows the moment at which its word began. Of each moment are kept the best paths to `_RIVALS`
+    different words that end there, so that the next word can choose which of them it follows.
+    """
+
+    def __init__(self, tree: _Tree, lexicon: Lexicon, moments: int) -> None:
         self.tree, self.lexicon = tree, lexicon
-        # Each word that ended on some path, and the entry before it.
-        self.said: list[int] = [-1]
-        self.before: list[int] = [-1]
+        shape = (moments + 1, _RIVALS)
+        # By moment: words that end there, the best first; how good they are; moment and place of the one before.
+        self.said, self.score = np.full(shape, -1), np.full(shape, -np.inf)
+        self.before = np.zeros((*shape, 2), dtype=np.int64)
+        self.score[0, 0] = 0.0
 
     def run(self, scores_TP: Floats) -> str:
         tree = self.tree
         first = tree.parent < 0  # silence and the first phonemes of words
         parent = np.where(first, 0, tree.parent)
         score_N = np.full(len(tree.phoneme), -np.inf)
-        history_N = np.zeros(len(tree.phoneme), dtype=np.int64)
-        root, root_history = 0.0, 0
-        for scores_P in scores_TP:
+        since_N = np.zeros(len(tree.phoneme), dtype=np.int64)
+        for now, scores_P in enumerate(scores_TP):
             # A word may begin where one has ended, or after silence.
-            begin, begin_history = (root, root_history) if root >= score_N[0] else (score_N[0], history_N[0])
+            root = self.score[now, 0]
+            begin, begun = (root, now) if root >= score_N[0] else (score_N[0], since_N[0])
             enter_N = np.where(first, begin, score_N[parent])
-            came_N = np.where(first, begin_history, history_N[parent])
-            enter_N[0], came_N[0] = root, root_history
+            came_N = np.where(first, begun, since_N[parent])
+            enter_N[0], came_N[0] = root, now
             moved = enter_N > score_N
-            history_N = np.where(moved, came_N, history_N)
+            since_N = np.where(moved, came_N, since_N)
             score_N = np.where(moved, enter_N, score_N) + scores_P[tree.phoneme]
-            root, root_history = self._end_words(score_N, history_N)
-        ends = [(root, root_history), (float(score_N[0]), int(history_N[0]))]
-        return self._text(max(ends)[1])
+            self._end_words(now + 1, score_N, since_N)
+        return self._text(len(scores_TP) if self.score[-1, 0] >= score_N[0] else int(since_N[0]))
 
-    def _end_words(self, score_N: NDArray[np.float64], history_N: NDArray[np.int64]) -> tuple[float, int]:
-        """The best path on which a word ends now, entered into the history."""
-        ends_E = score_N[self.tree.end_nodes]
-        near = np.flatnonzero(ends_E > ends_E.max() - _BEAM)
-        if not np.isfinite(ends_E.max()):
-            return -np.inf, 0
-        history = history_N[self.tree.end_nodes[near]]
-        words = self.tree.end_words[near]
-        odds = self.lexicon.log_odds(np.array(self.said)[history], words)
-        total = ends_E[near] + _LANGUAGE_WEIGHT * odds
-        best = int(total.argmax())
-        self.said.append(int(words[best]))
-        self.before.append(int(history[best]))
-        return float(total[best]), len(self.said) - 1
+    def _end_words(self, now: int, score_N: NDArray[np.float64], since_N: NDArray[np.int64]) -> None:
+        """Keep the best paths on which a word ends now."""
+        ends = score_N[self.tree.end_nodes]
+        if not np.isfinite(ends.max()):
+            return
+        near_E = np.flatnonzero(ends > ends.max() - _BEAM)
+        words_E, since_E = self.tree.end_words[near_E], since_N[self.tree.end_nodes[near_E]]
+        sound_E = ends[near_E] - self.score[since_E, 0]  # the path was that of the best word before
+        odds_ER = self.lexicon.log_odds(self.said[since_E], words_E[:, None])
+        total_ER = sound_E[:, None] + self.score[since_E] + _LANGUAGE_WEIGHT * odds_ER
+        rival_E, total_E = total_ER.argmax(axis=1), total_ER.max(axis=1)
+        order = np.argsort(-total_E, kind="stable")
+        different = np.sort(np.unique(words_E[order], return_index=True)[1])  # one path to each word
+        kept = order[different[:_RIVALS]]
+        self.said[now, : len(kept)], self.score[now, : len(kept)] = words_E[kept], total_E[kept]
+        self.before[now, : len(kept)] = np.stack([since_E[kept], rival_E[kept]], axis=1)
 
-    def _text(self, entry: int) -> str:
+    def _text(self, moment: int) -> str:
         words: list[str] = []
-        while entry > 0:
-            words.append(self.lexicon.words[self.said[entry]])
-            entry = self.before[entry]
+        place = 0
+        while moment > 0:
+            words.append(self.lexicon.words[self.said[moment, place]])
+            moment, place = self.before[moment, place]
         return " ".join(reversed(words))

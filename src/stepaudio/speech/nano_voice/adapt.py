@@ -4,7 +4,9 @@
 
 Recordings are cut at pauses, transcribed by the bundle, judged (`stepaudio.data.filters`) and tokenized; some of
 them are kept apart. The flow and the timbre encoder then learn from the others, and the voice is the mean timbre of
-them. The language model stays: what it says does not depend on who says it. The report compares sentences of the
+them. Of what is learned a share is kept: weights on the way from the old to the new ones sound nearly as much like the
+speaker, and have forgotten less of how all the codes sound. The language model stays: what it says does not depend on
+who says it. The report compares sentences of the
 recordings that were kept apart, spoken as a clone before and after: how they are understood and how near they are to
 the speaker.
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from stepaudio.audio.resample import resample
 from stepaudio.data import filters
@@ -54,6 +57,8 @@ class Adaptation:
 
     steps: int = 300
     learning_rate: float = 4e-4
+    share: float = 0.7
+    """How far the weights go from those before to those that were learned (arXiv 2109.01903)."""
     batch_seconds: float = 24.0
     kept_apart: int = 10
     """One recording in so many is for the report."""
@@ -169,7 +174,15 @@ def learn(manifest: Path, out: Path, voice: Path, config: Adaptation, base: Path
     for path in base.iterdir():
         shutil.copyfile(path, voice / path.name)
     with loop.averaged():
+        _hold_back(task.model, load_speech(base), config.share)
         save_speech(task.model, voice)
         task.model.eval()
         vectors = [task.model.timbre.embed(task.recordings[i].mel.float().T) for i in range(len(task.recordings))]
     save_voices(voice / VOICES, {Voice(name, ("en",), "fine-tuned"): torch.stack(vectors).mean(0)})
+
+
+@torch.no_grad()
+def _hold_back(learned: nn.Module, before: nn.Module, share: float) -> None:
+    """Let weights be this share of the way from those before to those that were learned."""
+    for after, own in zip(learned.parameters(), before.parameters(), strict=True):
+        after.lerp_(own, 1 - share)

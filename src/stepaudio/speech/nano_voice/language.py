@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -25,6 +25,8 @@ from stepaudio.train.reader import FILE, load_reader
 
 SPEAK = SamplingParams(temperature=0, guard_repetition=False, stop=())
 """How codes are drawn unless the caller says otherwise: the likeliest, which were read back best (docs/training.md)."""
+MOMENT = 0.12 / PLACES
+"""Seconds of which hearing tells the phoneme."""
 _GROUP = sum(RATIO)
 _LONGEST = 6
 """Groups that a phoneme lasts at most: 0.7 s."""
@@ -105,13 +107,18 @@ class NanoLm:
             lasted = 0 if count else lasted + 1
             text.move(count)
 
-    def transcribe(self, codes: DualCodes, *, cancel: Event | None = None) -> str:
+    def transcribe(self, *heard: DualCodes, cancel: Event | None = None) -> str:
         """The words that codes say, in lower case without punctuation: the best path through the lexicon of the
-        tokenizer's reader. Raises InputError for more codes than fit (about 25 s), Cancelled after `cancel`."""
+        tokenizer's reader.
+
+        `heard` are codes of the same sound, the second with one `MOMENT` of silence before it, a third with two: what
+        one cut of the sound into codes garbles, another may keep, so log-probabilities are averaged. Raises InputError
+        for more codes than fit (about 25 s), Cancelled after `cancel`.
+        """
         v = self.vocabulary
         shares_P = np.array([self.shares.get(symbol, min(self.shares.values(), default=1.0)) for symbol in v.phonemes])
         # As for the reader: a rare phoneme that is likely is likely by its sound alone.
-        evidence_TP = self.hear(codes) - _SHARE_WEIGHT * np.log(shares_P, dtype=np.float32)
+        evidence_TP = together([self.hear(codes) for codes in heard]) - _SHARE_WEIGHT * np.log(shares_P)
         if cancel is not None and cancel.is_set():
             raise Cancelled("the transcription was cancelled")
         return self.lexicon.decode(evidence_TP, v.phonemes)
@@ -145,6 +152,14 @@ class NanoLm:
         ids = np.array(group)
         v = self.vocabulary
         return Said(ids[: RATIO[0]] - v.linguistic.start, ids[RATIO[0] :] - v.semantic.start, word)
+
+
+def together(hearings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """The mean [T, P] of hearings [T', P], of which each is a moment later than the one before it."""
+    heard = [hearing_TP[late:] for late, hearing_TP in enumerate(hearings)]
+    moments = min(map(len, heard))
+    mean_TP: NDArray[np.float32] = np.mean([hearing_TP[:moments] for hearing_TP in heard], axis=0)
+    return mean_TP
 
 
 class _Text:

@@ -46,9 +46,12 @@ def compare(
     ears: Bundle,
     folders: tuple[Path, Path],
     samples: Path,
+    more: Sequence[Utterance] = (),
 ) -> dict[str, Any]:
-    """The report on the sentences of `kept_apart`, cloned by the weights in the first of `folders` from recordings that
-    were learned from, and spoken by the only voice of the second. Sounds are written to `samples`/before and /after."""
+    """The report on the sentences of `kept_apart` and of `more`, which anybody may have said, cloned by the weights in
+    the first of `folders` from recordings that were learned from, and spoken by the only voice of the second. Sounds
+    are written to `samples`/before and /after."""
+    sentences = [*kept_apart, *more]
     near = np.mean([_embed(utterance, ears) for utterance in kept_apart], axis=0)
     clip = _clip(learned_from)
     said: dict[str, list[Said]] = {}
@@ -56,14 +59,14 @@ def compare(
         own = NanoSpeaker(folder)
         try:
             speaker: Speaker = own.cloned(clip) if name == "before" else own
-            said[name] = [_say(speaker, utterance, ears, near, samples / name) for utterance in kept_apart]
+            said[name] = [_say(speaker, utterance, ears, near, samples / name) for utterance in sentences]
         finally:
             own.close()
     pairs = list(zip(said["before"], said["after"], strict=True))
     return {
         "recordings": len(learned_from),
         "minutes": round(sum(utterance.duration for utterance in learned_from) / 60, 2),
-        "sentences": len(kept_apart),
+        "sentences": len(sentences),
         "same_person": asdict(mean([similarity(_embed(utterance, ears), near) for utterance in kept_apart])),
         "before": _figures(said["before"]),
         "after": _figures(said["after"]),
