@@ -1,6 +1,6 @@
 #!/bin/sh
 # All stages of nano-voice in a few minutes on any laptop, from nothing: is everything there? What it makes babbles.
-# Run whole: four minutes of one core, stopped once on the way and continued.
+# Run whole, stopped three times on the way and continued.
 set -eu
 out=${1:-runs/out/smoke}
 data=$out/data/manifest.jsonl

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import replacing
 from stepaudio.tokenizer.interleave import LINGUISTIC_CODES, RATIO, SEMANTIC_CODES
 
 FILE = "nano.json"
@@ -118,7 +119,8 @@ def save_vocabulary(folder: Path, vocabulary: NanoVocabulary) -> None:
     """Write `nano.json` beside a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"format": 1, "phonemes": vocabulary.phonemes}, ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    with replacing(folder / FILE) as half:
+        half.write_text(text + "\n", encoding="utf-8")
 
 
 def load_vocabulary(folder: Path) -> NanoVocabulary:

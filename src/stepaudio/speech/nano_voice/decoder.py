@@ -16,6 +16,7 @@ from stepaudio.decoder.tempo import Tempo
 from stepaudio.decoder.timbre import TIMBRE, load_timbre
 from stepaudio.decoder.vocos import VOCODER, load_vocos
 from stepaudio.errors import InputError, MissingError
+from stepaudio.files import save_tensors
 from stepaudio.speech.roles import Samples
 from stepaudio.speech.roles import Voice as Named
 from stepaudio.train.clips import mel_of
@@ -73,11 +74,9 @@ class NanoDecoder:
 
 def save_voices(path: Path, voices: dict[Named, Tensor]) -> None:
     """Write voices and their vectors [S]."""
-    from safetensors.torch import save_file
-
     said = {voice.name: {"description": voice.description, "licence": voice.licence} for voice in voices}
     tensors = {voice.name: vector.half().contiguous() for voice, vector in voices.items()}
-    save_file(tensors, path, metadata={"voices": json.dumps(said)})
+    save_tensors(tensors, path, {"voices": json.dumps(said)})
 
 
 def read_voices(path: Path) -> tuple[tuple[Named, ...], dict[str, Tensor]]:
