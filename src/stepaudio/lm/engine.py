@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Condition, Event, Thread
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -97,6 +97,23 @@ class Generation:
         self._queue.put(None)
 
 
+class Started(Protocol):
+    """A request that was submitted, here or to a server."""
+
+    reply: Reply | None
+
+    def __iter__(self) -> Iterator[int]: ...
+
+
+def finish(generation: Started, on_token: Callable[[int], None] | None = None) -> Reply:
+    """Run a request to its end; `on_token` is called in this thread. Raises what iterating it raises."""
+    for token in generation:
+        if on_token is not None:
+            on_token(token)
+    assert generation.reply is not None
+    return generation.reply
+
+
 class Engine:
     """Generates with one model for many callers. Safe to use from several threads; `close` it when done."""
 
@@ -160,12 +177,7 @@ class Engine:
     ) -> Reply:
         """Run a request to its end; `on_token` is called in this thread. Raises Cancelled soon after
         `cancel`."""
-        generation = self.submit(prompt, params, grammar=grammar, cancel=cancel)
-        for token in generation:
-            if on_token is not None:
-                on_token(token)
-        assert generation.reply is not None
-        return generation.reply
+        return finish(self.submit(prompt, params, grammar=grammar, cancel=cancel), on_token)
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""

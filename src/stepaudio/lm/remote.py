@@ -18,7 +18,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from stepaudio.errors import BackendError, BusyError, Cancelled, InputError, StepAudioError
-from stepaudio.lm.engine import POLL_SECONDS, Reply
+from stepaudio.lm.engine import POLL_SECONDS, Reply, finish
 from stepaudio.lm.generate import SamplingParams
 from stepaudio.lm.grammar import Grammar
 
@@ -111,12 +111,7 @@ class RemoteEngine:
         cancel: Event | None = None,
     ) -> Reply:
         """Run a request to its end; `on_token` is called in this thread. Raises as `submit` says."""
-        generation = self.submit(prompt, params, grammar=grammar, cancel=cancel)
-        for token in generation:
-            if on_token is not None:
-                on_token(token)
-        assert generation.reply is not None
-        return generation.reply
+        return finish(self.submit(prompt, params, grammar=grammar, cancel=cancel), on_token)
 
     def close(self) -> None:
         self._client.close()
