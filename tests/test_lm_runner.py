@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lm_models import KINDS, tiny_config, tiny_model
 from stepaudio.errors import InputError
-from stepaudio.lm import native
+from stepaudio.lm import checkpoint, native
 from stepaudio.lm.cache import Cache
 from stepaudio.lm.native import NativeRunner, why_not
 from stepaudio.lm.quantize import Int8Linear, quantize
@@ -115,6 +115,24 @@ def test_native_equals_torch_beyond_one_chunk_of_everything(kind):
     for _ in range(2):
         a, b = (runner.step(spans) for runner in runners)
         assert_close(a, b, kind)
+
+
+@kinds
+def test_a_model_that_runs_natively_is_still_the_same_model(kind, tmp_path):
+    model = tiny_model(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    runner_of(model, "native")
+    assert model.model.layers[0].mlp.gate_proj.weight.stride(0) == 2 * model.config.hidden_size  # has been moved
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    if kind != "int8":  # which cannot be saved
+        checkpoint.save(model, tmp_path)
+        saved = checkpoint.load(tmp_path, dtype=before["lm_head.weight"].dtype).state_dict()
+        assert all(torch.equal(saved[name], before[name]) for name in before)
+    with torch.no_grad():
+        said, again = (each(torch.tensor([TOKENS[:9]])).float() for each in (model, tiny_model(kind)))
+        assert_close(said, again, kind)
 
 
 def test_whole_numbers_do_not_overflow_where_a_matrix_is_wide():

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -43,7 +44,7 @@ class _Matrix(ctypes.Structure):
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, _Matrix) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, _Matrix) for name in ("qkv", "o", "gate_up", "down")),
         ("attention_norm", _Pointer),
         ("mlp_norm", _Pointer),
     )
@@ -148,22 +149,44 @@ def huge_pages(size: int) -> mmap.mmap:
 
 
 def move_to_huge_pages(model: Step1) -> None:
-    """Move the matrices that every step reads into huge pages, one behind the other; the model stays the
-    same.
+    """Move the matrices that every step reads into huge pages, in the order in which it does; the model stays the same.
 
-    A step walks through all of them, and with pages of 4 KiB it spends a third of its time on finding the
-    pages. The old storage of each matrix is freed as soon as it is copied.
+    A step walks through all of them, and with pages of 4 KiB it spends a third of its time on finding the pages. The
+    old storage of a matrix is freed as soon as it is copied.
     """
     _moved.add(model)
-    matrices = [linear.weight for linear in _linears(model)]
-    sizes = [-(-matrix.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE for matrix in matrices]
+    groups = [group for block in model.model.layers for group in _groups(block).values()] + [[model.lm_head]]
+    sizes = [sum(linear.weight.nbytes for linear in group) for group in groups]
+    sizes = [-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes]
     memory = huge_pages(sum(sizes))
     offset = 0
-    for matrix, size in zip(matrices, sizes, strict=True):
-        moved = torch.frombuffer(memory, dtype=matrix.dtype, count=matrix.numel(), offset=offset).view(matrix.shape)
-        moved.copy_(matrix.detach())
-        matrix.data = moved
+    for group, size in zip(groups, sizes, strict=True):
+        weights = [linear.weight for linear in group]
+        count = sum(weight.numel() for weight in weights)
+        place = torch.frombuffer(memory, dtype=weights[0].dtype, count=count, offset=offset)
+        for linear, view in zip(group, _rows_of(group, place.view(-1, weights[0].shape[1])), strict=True):
+            view.copy_(linear.weight.detach())
+            linear.weight.data = view
         offset += size
+
+
+def _groups(block: Any) -> dict[str, list[Any]]:
+    """The linear layers of a block by the `Matrix` of `native.cpp` that they make together."""
+    attention, mlp = block.self_attn, block.mlp
+    return {
+        "qkv": [attention.q_proj, attention.k_proj, attention.v_proj],
+        "o": [attention.o_proj],
+        "gate_up": [mlp.gate_proj, mlp.up_proj],
+        "down": [mlp.down_proj],
+    }
+
+
+def _rows_of(group: list[Any], joined: Tensor) -> Sequence[Tensor]:
+    """The rows of each of a group's layers in what they make together: gate and up in turn, others one behind the
+    other."""
+    if len(group) == 2:
+        return joined[::2], joined[1::2]
+    return torch.split(joined, [len(linear.weight) for linear in group])
 
 
 class NativeRunner:
@@ -188,23 +211,22 @@ class NativeRunner:
         self._kept.append(wide)
         return wide.data_ptr()
 
-    def _matrix(self, linear: nn.Module) -> _Matrix:
-        scale = linear.scale.data_ptr() if isinstance(linear, Int8Linear) else None
-        weight = linear.weight
-        assert isinstance(weight, Tensor)
-        assert weight.is_contiguous()
-        return _Matrix(weight.data_ptr(), scale)
+    def _matrix(self, group: list[Any]) -> _Matrix:
+        """What a group of linear layers, moved to one place, makes together."""
+        if not isinstance(group[0], Int8Linear):
+            return _Matrix(group[0].weight.data_ptr(), None)
+        scale = torch.empty(sum(len(linear.scale) for linear in group))
+        for linear, rows in zip(group, _rows_of(group, scale), strict=True):
+            rows.copy_(linear.scale)
+        return _Matrix(group[0].weight.data_ptr(), self._floats(scale))
 
     def _describe(self, model: Step1) -> _Model:
         config, cache = model.config, self.cache
         layers = (_Layer * config.num_hidden_layers)()
         for described, block in zip(layers, model.model.layers, strict=True):
             assert isinstance(block, Block)
-            attention, mlp = block.self_attn, block.mlp
-            for name in ("q", "k", "v", "o"):
-                setattr(described, name, self._matrix(getattr(attention, f"{name}_proj")))
-            for name in ("gate", "up", "down"):
-                setattr(described, name, self._matrix(getattr(mlp, f"{name}_proj")))
+            for name, group in _groups(block).items():
+                setattr(described, name, self._matrix(group))
             described.attention_norm = self._floats(block.input_layernorm.weight)
             described.mlp_norm = self._floats(block.post_attention_layernorm.weight)
         embedding = model.model.embed_tokens.weight
@@ -222,7 +244,7 @@ class NativeRunner:
             layer=layers,
             slopes=self._floats(model.slopes),
             norm=self._floats(model.model.norm.weight),
-            head=self._matrix(model.lm_head),
+            head=self._matrix([model.lm_head]),
             embedding=embedding.data_ptr(),
             keys=cache.keys.data_ptr(),
             values=cache.values.data_ptr(),
