@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from socket import gethostname
 
 import httpx
 import hypothesis
@@ -6,6 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AuthenticationError, OpenAI
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from serve_fixtures.fakes import FakeBundle
 from serve_fixtures.live import Live, head, live
@@ -71,3 +75,40 @@ def test_every_key_opens(key: str) -> None:
     for wrong in (key, f"Basic {key}", f"Bearer {key}x", f"Bearer {key[:-1]}", "Bearer "):
         with pytest.raises(WrongKeyError):
             keys.check(wrong)
+
+
+@pytest.fixture(scope="module")
+def open_server() -> Iterator[Live]:
+    with live(FakeBundle()) as running:
+        yield running
+
+
+OWN_NAMES = ["127.0.0.1:8000", "localhost:1", "LOCALHOST", "app.localhost", "[::1]:8000", "192.168.0.7", gethostname()]
+FOREIGN_NAMES = ["evil.example", "evil.example:8000", "localhost.evil.example", "[", "127.0.0.1.evil.example"]
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_without_keys_the_machine_answers_to_its_own_names(open_server: Live, name: str) -> None:
+    assert httpx.get(f"{open_server.url}/v1/models", headers={"Host": name}).status_code == 200
+
+
+@pytest.mark.parametrize("name", FOREIGN_NAMES)
+@pytest.mark.parametrize("path", ["/v1/models", "/", "/metrics"])
+def test_a_name_that_was_made_to_point_here_is_refused(open_server: Live, name: str, path: str) -> None:
+    answer = httpx.get(open_server.url + path, headers={"Host": name})
+    assert answer.status_code == 403
+    assert answer.json()["error"]["code"] == "host_not_allowed"
+
+
+def test_a_conversation_under_a_foreign_name_is_refused(open_server: Live) -> None:
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect("ws://evil.example/v1/realtime", sock=open_server.connect(), origin=Origin("http://evil.example")),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_a_server_with_keys_may_have_any_name(server: Live) -> None:
+    headers = {"Host": "voice.example", "Authorization": f"Bearer {KEYS[0]}"}
+    assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200

@@ -13,7 +13,7 @@ from fastapi.security import HTTPBearer
 import stepaudio
 from stepaudio.agent.tools import AllTools
 from stepaudio.serve import chat, clone, errors, health, models, page, speech, transcriptions
-from stepaudio.serve.auth import ApiKeys, RequireKey
+from stepaudio.serve.auth import ApiKeys, RequireKey, RequireOwnName
 from stepaudio.serve.intake import Intake
 from stepaudio.serve.observe import Observe
 from stepaudio.serve.realtime import calls, keys, socket
@@ -73,6 +73,9 @@ def create_app(
 
     # The last one added is the outermost.
     app.add_middleware(Intake, settings=settings, slots=server.slots)
-    app.add_middleware(RequireKey, keys=ApiKeys(settings.api_keys))
+    if settings.api_keys:
+        app.add_middleware(RequireKey, keys=ApiKeys(settings.api_keys))
+    else:
+        app.add_middleware(RequireOwnName)
     app.add_middleware(Observe, metrics=server.metrics)
     return app

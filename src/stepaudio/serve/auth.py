@@ -1,15 +1,18 @@
-"""Optional API keys, as `Authorization: Bearer KEY`."""
+"""Who may enter: optional API keys, as `Authorization: Bearer KEY`, and names that are this machine's."""
 
 from __future__ import annotations
 
 import hmac
+import socket
 from collections.abc import Iterable
 from hashlib import sha256
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from stepaudio.serve.errors import WrongKeyError, error_response
+from stepaudio.serve.errors import ForeignNameError, WrongKeyError, error_response
 
 _CALLS = "/v1/realtime/calls"
 
@@ -53,3 +56,46 @@ class RequireKey:
                 await error_response(error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+class RequireOwnName:
+    """ASGI middleware of a server without keys: over the loopback it is asked for by address, as `localhost` or by the
+    machine's name.
+
+    A page of another site whose name was made to point here (DNS rebinding) would pass for the server's own page.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._own = {"localhost", socket.gethostname().lower()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and _is_loopback((scope.get("server") or ("",))[0]):
+            name = host_name(f"//{Headers(scope=scope).get('host', '')}")
+            if name and not (name in self._own or name.endswith(".localhost") or _is_address(name)):
+                error = ForeignNameError(
+                    f"This server does not know the name {name!r}: use its address or localhost, or give it API keys."
+                )
+                await error_response(error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def host_name(url: str) -> str:
+    """The host of a URL in lower case; "" when it has none, the whole of it when it is not a URL."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return url
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    return _is_address(address) and ip_address(address).is_loopback

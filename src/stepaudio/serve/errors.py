@@ -39,6 +39,13 @@ class WrongKeyError(StepAudioError):
     code = "invalid_api_key"
 
 
+class ForeignNameError(StepAudioError):
+    """The request came to this machine under a name that is not its own."""
+
+    status = 403
+    code = "host_not_allowed"
+
+
 class SlowBodyError(StepAudioError):
     """The body of the request does not arrive."""
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from starlette.requests import HTTPConnection
 
 from stepaudio.errors import StepAudioError
+from stepaudio.serve.auth import host_name
 from stepaudio.serve.realtime.config import SessionConfig
 from stepaudio.serve.realtime.hub import Hub
 
@@ -64,5 +63,5 @@ def _check_origin(connection: HTTPConnection) -> None:
     origin = connection.headers.get("origin")
     if origin is None:
         return
-    if urlsplit(origin).hostname != urlsplit(f"//{connection.headers.get('host', '')}").hostname:
+    if host_name(origin) != host_name(f"//{connection.headers.get('host', '')}"):
         raise ForeignPageError(f"Pages of {origin} need an API key, or an ephemeral one, to connect here.")
