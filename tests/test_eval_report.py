@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from eval_fixtures import RATE, Scripted, Telepath, heard, sound
 from stepaudio.cli import app
-from stepaudio.errors import InputError
+from stepaudio.errors import BackendError, InputError
 from stepaudio.eval import results, tasks
 from stepaudio.eval.items import Audio, Item, Reply, Request
 from stepaudio.eval.metrics import intervals
@@ -223,6 +223,17 @@ def test_a_peer_is_judged_by_the_same_command(tmp_path: Path) -> None:
     board = tmp_path / "board.md"
     assert command("leaderboard", str(out / "peer"), str(out / "lossy"), "-o", str(board)).exit_code == 0
     assert "| lossy |" in board.read_text(encoding="utf-8")
+
+
+def test_a_system_that_fails_on_everything_is_reported_and_an_error(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "outputs.jsonl").write_text('{"id": "asr/of another set", "text": "hello"}', encoding="utf-8")
+    arguments = ["--sets", str(SETS), "--out", str(tmp_path / "r"), "--judge", "none", "--json"]
+    with pytest.raises(BackendError, match="asr: broken failed on every item; the first: "):
+        command("asr", "-s", str(broken), *arguments)
+    figures = results.load(tmp_path / "r" / "broken").tasks["asr"].figures
+    assert all(figure.value == 1 for figure in figures if figure.metric in ("WER", "CER"))
 
 
 def test_tasks_of_one_system_add_up_in_its_run(tmp_path: Path) -> None:

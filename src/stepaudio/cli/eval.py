@@ -12,7 +12,7 @@ import typer
 
 from stepaudio.cli.codes import codes
 from stepaudio.cli.output import JsonOption, console, print_json, progress
-from stepaudio.errors import MissingError
+from stepaudio.errors import BackendError, MissingError
 from stepaudio.eval.tasks import TASKS
 from stepaudio.speech.bundle_spec import DEFAULT
 
@@ -69,6 +69,9 @@ def _run(
     else:
         _show(run)
         console().print(f"{folder / 'report.html'}")
+    for task in (run.tasks[name] for name in tasks if name in run.tasks):
+        if task.rows and len(task.failed) == len(task.rows):
+            raise BackendError(f"{task.task}: {run.system} failed on every item; the first: {task.failed[0].error}")
 
 
 def _command(task: str, about: str) -> Callable[..., None]:
