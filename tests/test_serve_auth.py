@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import Iterator
 from socket import gethostname
 
@@ -7,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import AuthenticationError, OpenAI
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
 
 from serve_fixtures.fakes import FakeBundle
 from serve_fixtures.live import Live, head, live
-from stepaudio.serve.auth import ApiKeys
+from stepaudio.serve.auth import ApiKeys, RequireOwnName
 from stepaudio.serve.errors import WrongKeyError
 
 KEYS = ("first-key", "zweiter_Schluessel")
@@ -98,6 +101,23 @@ def test_a_name_that_was_made_to_point_here_is_refused(open_server: Live, name: 
     answer = httpx.get(open_server.url + path, headers={"Host": name})
     assert answer.status_code == 403
     assert answer.json()["error"]["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "127.0.1.1", "::1", "::ffff:127.0.0.1", "192.168.0.7", "::", "", None]
+)
+def test_what_came_over_the_network_may_have_any_name(address: str | None) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response()(scope, receive, send)
+
+    status = []
+
+    async def send(message: Message) -> None:
+        status.append(message.get("status"))
+
+    scope = {"type": "http", "headers": [(b"host", b"voice.example")], "server": address and (address, 80)}
+    asyncio.run(RequireOwnName(app)(scope, send, send))
+    assert status[0] == (403 if address and ("127." in address or address == "::1") else 200)
 
 
 def test_a_conversation_under_a_foreign_name_is_refused(open_server: Live) -> None:

@@ -6,7 +6,7 @@ import hmac
 import socket
 from collections.abc import Iterable
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -97,5 +97,10 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _is_loopback(address: str) -> bool:
-    return _is_address(address) and ip_address(address).is_loopback
+def _is_loopback(name: str) -> bool:
+    if not _is_address(name):
+        return False
+    address = ip_address(name)
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # a socket for both kinds of addresses
+        address = address.ipv4_mapped
+    return address.is_loopback
