@@ -192,9 +192,12 @@ class Wave {
     for (const sample of samples) peak = Math.max(peak, Math.abs(sample));
     line.push(peak / scale);
     line.shift();
+    // Often enough to look alive: the models may share the processor with this page.
+    this.drawing ??= setTimeout(() => requestAnimationFrame(() => this.draw()), 50);
   }
 
   draw() {
+    this.drawing = null;
     const { canvas } = this;
     const paint = canvas.getContext("2d");
     const middle = canvas.height / 2;
@@ -210,7 +213,6 @@ class Wave {
     };
     side(this.you, style.color, 1);
     side(this.agent, style.borderTopColor, -1);
-    requestAnimationFrame(() => this.draw());
   }
 }
 
