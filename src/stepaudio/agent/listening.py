@@ -91,7 +91,10 @@ class Listener:
             self._abandon_turn(now)
             self.detector.config = settings.turn or TurnConfig()
             self.input_start = self.detector.position
-        self.settings = self.transcripts.settings = settings
+        known, self.settings = self.settings, settings
+        self.transcripts.settings = settings
+        if settings.opening != known.opening and self._may_speculate and self.turn is None:
+            self._replies.warm("")
 
     # ------------------------------------------------------------ the turn
 

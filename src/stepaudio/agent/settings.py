@@ -60,6 +60,11 @@ class Settings:
     fillers: tuple[str, ...] = ()
     filler_after: float = 1.5
 
+    @property
+    def opening(self) -> tuple[str, tuple[ToolSpec, ...], str]:
+        """What every prompt begins with."""
+        return self.instructions, self.tools, self.tool_choice
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyOptions:
