@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,12 @@ def speak() -> Callable[[str], Samples]:
 
 def plain(text: str) -> str:
     return "".join(char for char in text.lower() if char.isalnum() or char == " ")
+
+
+def same(first: Transcript, second: Transcript) -> bool:
+    """But for rounding: an utterance that was heard before is read in other steps."""
+    near = abs(first.confidence - second.confidence) < 0.01
+    return near and replace(first, confidence=0.0) == replace(second, confidence=0.0)
 
 
 SENTENCES = (
@@ -212,7 +219,7 @@ def test_several_threads_hear_the_same(whisper: WhisperTranscriber, speak: Calla
     alone = [whisper.transcribe(samples, words=True) for samples in audio]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda samples: whisper.transcribe(samples, words=True), audio * 3))
-    assert together == alone * 3
+    assert all(map(same, together, alone * 3))
 
 
 @pytest.mark.weights
@@ -252,7 +259,7 @@ def test_partials_of_a_turn(whisper: WhisperTranscriber, speak: Callable[[str], 
         turn.push(block)
         shown.append(turn.partial().text)
     assert shown[-1].lower().startswith("the train")
-    assert turn.flush() == whisper.transcribe(audio)
+    assert same(turn.flush(), whisper.transcribe(audio))
 
 
 @pytest.mark.weights

@@ -1,10 +1,11 @@
-"""Whisper on CTranslate2, made quick for short utterances.
+"""Whisper, made quick for short utterances that are heard again while they grow.
 
 Whisper was trained on windows of exactly 30 s, and the usual ports encode all of them whatever was said. Here the
-encoder hears the speech alone. The decoder, which uses the silence after it to know where to stop, gets that silence
-as it was encoded once and for all when the model was loaded. docs/hearing.md has what this saves, what it costs in
-error, and what else was measured. One encoding serves the language, the text and the word times. An output that
-looks like a loop is decoded once more from the full window.
+encoder, CTranslate2's, hears the speech alone. The decoder, which uses the silence after it to know where to stop, gets
+that silence as it was encoded once and for all when the model was loaded, and what it found in the beginning of the
+same utterance. docs/hearing.md has what this saves, what it costs in error, and what else was measured. One encoding
+serves the language, the text and the word times. An output that looks like a loop is decoded once more from the full
+window.
 
 Shapes: N mel bands, F frames of 10 ms, S encoder states of 20 ms, D dimensions.
 """
@@ -19,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Event
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from stepaudio.audio.features import whisper_log_mel
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad, check_samples
 from stepaudio.errors import BackendError, Cancelled, InputError, MissingError
+from stepaudio.speech.backends.whisper_decoder import WhisperDecoder
 from stepaudio.speech.roles import Transcript, Word
 from stepaudio.speech.threads import sleeping_openmp
 from stepaudio.speech.transcribe import continues_word, tidy
@@ -43,13 +44,15 @@ _STATE = 320  # samples per encoder state: a window is a whole number of them
 _STATES = 1500  # in a full window
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
+_OPENING = 8_000  # samples at the beginning of an utterance by which it is known again
+_UTTERANCES = 64  # are known again
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
 _FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.json")
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
-    """Text tokens, the mean log-probability of a token, and whether decoding ran away."""
+    """Text tokens, the mean log-probability of a token and the end, and whether decoding ran away."""
 
     tokens: list[int]
     log_probability: float
@@ -102,6 +105,7 @@ class WhisperTranscriber:
         except Exception as error:  # tokenizers raises bare Exception
             raise BackendError(f"the Whisper model in {folder} cannot be loaded: {error}") from error
         self._calls, self._closed, self._calls_changed = 0, False, Condition()
+        self._found: dict[int, list[int]] = {}
         self._vad = vad
         self._beam = beam
         self._start, self._previous, self._transcribe, self._untimed, self._end = (
@@ -111,7 +115,9 @@ class WhisperTranscriber:
         for language in languages:
             self._language_token(language)
         self.languages = tuple(languages)
-        self._silence_SD = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
+        silence_SD = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
+        self._silence_SD = silence_SD[: round(self.memory * self.rate / _STATE)]
+        self._decoder = WhisperDecoder(Path(folder), self._silence_SD, end=self._end)
 
     def transcribe(
         self,
@@ -154,15 +160,17 @@ class WhisperTranscriber:
         states_SD = self._encode(speech, self.tail)
         _check(cancel)
         language = language or self._detect(states_SD)
-        memory = self._remember(states_SD)
-        decoded = self._decode(memory, len(speech), language, prompt, cancel, beam=self._beam)
+        opening = hash(samples[:_OPENING].tobytes())
+        guess = self._found.pop(opening, [])
+        decoded = self._decode(states_SD, len(speech), language, prompt, cancel, guess=guess, beam=self._beam)
         if decoded.looping:
-            memory = self._remember(self._encode(speech, WINDOW_SECONDS))
-            decoded = self._decode(memory, len(speech), language, prompt, cancel, beam=5)
+            states_SD = self._encode(speech, WINDOW_SECONDS)
+            decoded = self._decode(states_SD, len(speech), language, prompt, cancel, guess=(), beam=5)
+        self._know(opening, decoded.tokens)
         text = tidy(self._tokenizer.decode(decoded.tokens))
         if not text:
             return Transcript("", language, seconds)
-        timed = self._align(memory, len(speech), span.start / self.rate, language, decoded.tokens) if words else ()
+        timed = self._align(states_SD, len(speech), span.start / self.rate, language, decoded.tokens) if words else ()
         return Transcript(text, language, seconds, math.exp(decoded.log_probability), timed)
 
     def close(self) -> None:
@@ -210,11 +218,6 @@ class WhisperTranscriber:
         features_NF += _LOUDEST - features_NF.max()
         return self._states(features_NF)
 
-    def _remember(self, states_SD: NDArray[np.float32]) -> Any:
-        """Encoder states [S, D] and the ready-made silence after them: all that the decoder looks at."""
-        silence_SD = self._silence_SD[len(states_SD) : round(self.memory * self.rate / _STATE)]
-        return self._view(np.concatenate([states_SD, silence_SD])[None])
-
     def _states(self, features_NF: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mel features [N, F] to encoder states [F / 2, D]."""
         encoded = self._model.encode(self._view(features_NF[None]), to_cpu=True)
@@ -229,36 +232,40 @@ class WhisperTranscriber:
         return max(self.languages, key=lambda language: found[f"<|{language}|>"])
 
     def _decode(
-        self, memory: Any, length: int, language: str, prompt: str | None, cancel: Event | None, *, beam: int
+        self,
+        states_SD: NDArray[np.float32],
+        length: int,
+        language: str,
+        prompt: str | None,
+        cancel: Event | None,
+        *,
+        guess: Sequence[int],
+        beam: int,
     ) -> _Decoded:
         before = " ".join(part for part in (_STYLE.get(language), prompt) if part)
         start = [self._start, self._language_token(language), self._transcribe, self._untimed]
         if before:
             text = self._tokenizer.encode(f" {before}", add_special_tokens=False).ids
             start = [self._previous, *text[-_MAX_PROMPT:], *start]
+        memory = self._decoder.remember(states_SD)
         most = _most_tokens(length / self.rate)
-        (running,) = self._model.generate(
-            memory,
-            [start],
-            beam_size=beam,
-            max_length=len(start) + most,
-            return_scores=True,
-            asynchronous=True,
-        )
-        while cancel is not None and not running.done():
-            if cancel.wait(0.005):  # the model cannot be stopped; it goes on by itself to the end of this utterance
-                raise Cancelled("transcription was cancelled")
-        result = running.result()
-        tokens = [token for token in result.sequences_ids[0] if token < self._end]
-        count = len(result.sequences_ids[0])
-        data = self._tokenizer.decode(tokens).encode()
-        looping = count >= most or len(data) > _LOOP_RATIO * len(zlib.compress(data))
-        # The score is the sum over all tokens and the end, divided by the number of tokens.
-        return _Decoded(tokens, result.scores[0] * count / (count + 1), looping)
+        found = self._decoder.search(memory, start, guess=guess, beam=beam, most=most, cancel=cancel)
+        data = self._tokenizer.decode(found.tokens).encode()
+        looping = not found.ended or len(data) > _LOOP_RATIO * len(zlib.compress(data))
+        return _Decoded(found.tokens, found.log_probability, looping)
 
-    def _align(self, memory: Any, length: int, offset: float, language: str, tokens: list[int]) -> tuple[Word, ...]:
+    def _know(self, opening: int, tokens: list[int]) -> None:
+        """Remember what was found in the utterance that begins so, and forget those heard longest ago."""
+        self._found[opening] = tokens
+        while len(self._found) > _UTTERANCES:
+            self._found.pop(next(iter(self._found)), None)
+
+    def _align(
+        self, states_SD: NDArray[np.float32], length: int, offset: float, language: str, tokens: list[int]
+    ) -> tuple[Word, ...]:
         """Where each word lies, by dynamic time warping over the cross-attention of the alignment heads."""
         words = self._words(tokens)
+        memory = self._view(np.concatenate([states_SD, self._silence_SD[len(states_SD) :]])[None])
         start = [self._start, self._language_token(language), self._transcribe]
         frames = math.ceil(length / _STATE) * 2
         (found,) = self._model.align(memory, start, [tokens], frames)
