@@ -119,8 +119,10 @@ def main() -> None:
 def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]:
     """Ways of hearing, by name. All are told the language."""
 
-    def ours(kind: type[WhisperTranscriber], **options: object) -> Hear:
+    def ours(kind: type[WhisperTranscriber], *, anew: bool = True, **options: object) -> Hear:
         model = kind(folder, vad=vad, **{"threads": threads, **options})  # type: ignore[arg-type]
+        if anew:
+            model.utterances = 0
         return lambda samples, language: model.transcribe(samples, language=language).text
 
     return {
@@ -131,7 +133,7 @@ def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]
         "default": ours(WhisperTranscriber),
         "default-greedy": ours(WhisperTranscriber, beam=1),
         "default-beam-5": ours(WhisperTranscriber, beam=5),
-        "another-thread": ours(WhisperTranscriber, threads=threads + 1),
+        "heard-before": ours(WhisperTranscriber, anew=False),  # with --repeat 2 or more
     }
 
 

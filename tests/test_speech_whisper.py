@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -260,6 +261,34 @@ def test_partials_of_a_turn(whisper: WhisperTranscriber, speak: Callable[[str], 
         shown.append(turn.partial().text)
     assert shown[-1].lower().startswith("the train")
     assert same(turn.flush(), whisper.transcribe(audio))
+
+
+@pytest.mark.weights
+def test_what_was_found_before_is_only_looked_up(
+    vad: SileroVad, speak: Callable[[str], Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = WhisperTranscriber(Store().verified(catalogue()["whisper-base"]), vad=vad)
+    steps, read = 0, other._decoder._read
+
+    def counted(*given: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return read(*given)
+
+    monkeypatch.setattr(other._decoder, "_read", counted)
+    audio = speak(SENTENCES[3])
+    anew = other.transcribe(audio)
+    at_first, steps = steps, 0
+    assert same(other.transcribe(audio), anew)
+    assert steps < at_first / 3
+    others = np.concatenate([audio[:RATE], speak(SENTENCES[0])])  # begins like it, and goes on otherwise
+    assert plain(other.transcribe(others).text) == plain(other.transcribe(others[1:]).text)
+    monkeypatch.setattr(other, "utterances", 2)
+    for _ in range(3):
+        audio = audio[1:]
+        other.transcribe(audio)
+    assert len(other._found) == 2
+    other.close()
 
 
 @pytest.mark.weights

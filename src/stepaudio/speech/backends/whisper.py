@@ -45,7 +45,6 @@ _STATES = 1500  # in a full window
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
 _OPENING = 8_000  # samples at the beginning of an utterance by which it is known again
-_UTTERANCES = 64  # are known again
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
 _FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.json")
 
@@ -76,6 +75,8 @@ class WhisperTranscriber:
     """Seconds that are encoded at least: a word alone needs more silence around it."""
     memory = WINDOW_SECONDS
     """Seconds that the decoder looks at: what was encoded, then ready-made silence."""
+    utterances = 64
+    """Utterances of which it knows what it found, those heard last."""
 
     def __init__(
         self,
@@ -257,7 +258,7 @@ class WhisperTranscriber:
     def _know(self, opening: int, tokens: list[int]) -> None:
         """Remember what was found in the utterance that begins so, and forget those heard longest ago."""
         self._found[opening] = tokens
-        while len(self._found) > _UTTERANCES:
+        while len(self._found) > self.utterances:
             self._found.pop(next(iter(self._found)), None)
 
     def _align(
