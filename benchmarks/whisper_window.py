@@ -28,6 +28,19 @@ from stepaudio.speech.backends.whisper import WhisperTranscriber
 from stepaudio.speech.reading import spoken
 
 Hear = Callable[[Samples, str], str]
+AGAIN = 12_800
+"""Samples, 0.8 s, after which a turn that is spoken is heard again."""
+
+
+def nothing(samples: Samples, language: str) -> None: ...
+
+
+@dataclass
+class Variant:
+    """A way of hearing, and what comes before it and is not timed."""
+
+    hear: Hear
+    before: Callable[[Samples, str], None] = nothing
 
 
 class FullWindow(WhisperTranscriber):
@@ -100,8 +113,8 @@ def main() -> None:
     tallies: dict[tuple[str, str], Tally] = {}
     chosen = list(clips(arguments.speech))[:: arguments.every]
     for clip in track(chosen, "hearing", console=Console(stderr=True)):
-        for name, hear in variants.items():
-            record(tallies.setdefault((clip.group, name), Tally()), clip, hear, arguments.repeat)
+        for name, variant in variants.items():
+            record(tallies.setdefault((clip.group, name), Tally()), clip, variant, arguments.repeat)
     rows = [summarise(group, name, tally) for (group, name), tally in sorted(tallies.items())]
     for row in rows:
         low, high = row.interval
@@ -116,25 +129,33 @@ def main() -> None:
         arguments.json.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Hear]:
+def make_variants(folder: Path, vad: SileroVad, threads: int) -> dict[str, Variant]:
     """Ways of hearing, by name. All are told the language."""
 
-    def ours(kind: type[WhisperTranscriber], *, anew: bool = True, **options: object) -> Hear:
+    def ours(kind: type[WhisperTranscriber], *, while_spoken: bool = False, **options: object) -> Variant:
         model = kind(folder, vad=vad, **{"threads": threads, **options})  # type: ignore[arg-type]
-        if anew:
-            model.utterances = 0
-        return lambda samples, language: model.transcribe(samples, language=language).text
+        model.utterances = int(while_spoken)
+        return Variant(
+            lambda samples, language: model.transcribe(samples, language=language).text,
+            (lambda samples, language: hear_beginnings(model, samples, language)) if while_spoken else nothing,
+        )
 
     return {
-        "faster-whisper": faster_whisper(folder, threads),
+        "faster-whisper": Variant(faster_whisper(folder, threads)),
         "full-window": ours(FullWindow),
         "short-window": ours(ShortWindow),
         "half-memory": ours(HalfMemory),
         "default": ours(WhisperTranscriber),
         "default-greedy": ours(WhisperTranscriber, beam=1),
         "default-beam-5": ours(WhisperTranscriber, beam=5),
-        "heard-before": ours(WhisperTranscriber, anew=False),  # with --repeat 2 or more
+        "while-spoken": ours(WhisperTranscriber, while_spoken=True),
     }
+
+
+def hear_beginnings(model: WhisperTranscriber, samples: Samples, language: str) -> None:
+    """What the live runtime does while a turn is spoken."""
+    for end in range(AGAIN, len(samples), AGAIN):
+        model.transcribe(samples[:end], language=language)
 
 
 def faster_whisper(folder: Path, threads: int) -> Hear:
@@ -167,11 +188,12 @@ def clips(folder: Path) -> Iterable[Clip]:
             yield Clip(samples, entry["text"], entry["lang"], "digits" if digits else entry["lang"])
 
 
-def record(tally: Tally, clip: Clip, hear: Hear, repeat: int) -> None:
+def record(tally: Tally, clip: Clip, variant: Variant, repeat: int) -> None:
     walls, processors = [], []
     for _ in range(repeat):
+        variant.before(clip.samples, clip.language)
         wall, processor = time.perf_counter(), time.process_time()
-        heard = hear(clip.samples, clip.language)
+        heard = variant.hear(clip.samples, clip.language)
         walls.append(time.perf_counter() - wall)
         processors.append(time.process_time() - processor)
     tally.references.append(normal(clip.text, clip.language))

@@ -1,12 +1,12 @@
 """Whisper's decoder (Radford et al. 2022) for turns that are heard again while they grow, on onnxruntime.
 
 Most of what CTranslate2's decoder does for a short question is done for silence, the same each time, and for words that
-were found before. Here keys and values of the ready-made silence are kept, and a *guess* of the tokens is read in one
-step.
+were found before. Here keys and values of the ready-made silence are kept, and a *guess*, what was found in the
+beginning of the same utterance, is read in one step.
 
-The search: a path is followed as long as its next token is likelier than all others together; where none is, a beam
-search goes on from there. What the guess says is therefore never believed, only looked up: the same tokens come out
-with any guess, sooner with a good one.
+The search: a path is followed as long as its likeliest next token is sure, or is the guessed one, which a beam has
+chosen before; from there on a beam search goes on. A guess is never believed, only looked up: what is not the likeliest
+after what was said since is not taken.
 
 Shapes: B hypotheses, T new tokens, P tokens in all, S encoder states, H heads of D dimensions, C = H * D channels,
 V tokens of the vocabulary.
@@ -31,8 +31,8 @@ from stepaudio.speech.backends.whisper_graph import DecoderGraphs, read_weights
 
 Array = NDArray[np.float32]
 
-SURE = 0.5
-"""A token that is likelier than this is likelier than all others together."""
+SURE = 0.6
+"""Probability of a token from which on no other is tried."""
 
 _NEVER = np.float32(-1e9)
 
@@ -107,12 +107,13 @@ class WhisperDecoder:
         while True:
             logs_V = _log_softmax(logits_TV[row])
             token = int(logs_V.argmax())
-            if logs_V[token] <= math.log(SURE) or len(path.tokens) == most:
+            guessed = row < len(guess) and guess[row] == token
+            if len(path.tokens) == most or not (guessed or logs_V[token] > math.log(SURE)):
                 break
             path = _Path([*path.tokens, token], path.total + float(logs_V[token]))
             if token == self._end:
                 return _found(path, self._end)
-            if row < len(guess) and guess[row] == token:
+            if guessed:
                 row += 1
                 continue
             seen = [state[:, :, : len(start) + len(path.tokens) - 1] for state in seen]
