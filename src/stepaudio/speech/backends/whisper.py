@@ -44,7 +44,7 @@ _STATE = 320  # samples per encoder state: a window is a whole number of them
 _STATES = 1500  # in a full window
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
-_OPENING = 8_000  # samples at the beginning of an utterance by which it is known again
+_OPENING = 8_000  # samples at the beginning of the speech by which it is known again
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
 _FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.json")
 
@@ -161,8 +161,9 @@ class WhisperTranscriber:
         states_SD = self._encode(speech, self.tail)
         _check(cancel)
         language = language or self._detect(states_SD)
-        opening = hash(samples[:_OPENING].tobytes())
-        guess = self._found.pop(opening, [])
+        opening = hash(speech[:_OPENING].tobytes())
+        with self._calls_changed:
+            guess = self._found.get(opening, [])
         decoded = self._decode(states_SD, len(speech), language, prompt, cancel, guess=guess, beam=self._beam)
         if decoded.looping:
             states_SD = self._encode(speech, WINDOW_SECONDS)
@@ -257,9 +258,11 @@ class WhisperTranscriber:
 
     def _know(self, opening: int, tokens: list[int]) -> None:
         """Remember what was found in the utterance that begins so, and forget those heard longest ago."""
-        self._found[opening] = tokens
-        while len(self._found) > self.utterances:
-            self._found.pop(next(iter(self._found)), None)
+        with self._calls_changed:
+            self._found.pop(opening, None)  # what is known anew is forgotten last
+            self._found[opening] = tokens
+            while len(self._found) > self.utterances:
+                self._found.pop(next(iter(self._found)))
 
     def _align(
         self, states_SD: NDArray[np.float32], length: int, offset: float, language: str, tokens: list[int]
