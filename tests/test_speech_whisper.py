@@ -292,6 +292,20 @@ def test_what_was_found_before_is_only_looked_up(
 
 
 @pytest.mark.weights
+def test_a_failing_model_is_a_backend_error(vad: SileroVad, speak: Callable[[str], Samples]) -> None:
+    other = WhisperTranscriber(Store().verified(catalogue()["whisper-base"]), vad=vad)
+
+    class Broken:
+        def run(self, *given: Any) -> Any:
+            raise Exception("no memory")  # as onnxruntime's
+
+    other._decoder._step = Broken()
+    with pytest.raises(BackendError, match="no memory"):
+        other.transcribe(speak(SENTENCES[0]))
+    other.close()
+
+
+@pytest.mark.weights
 def test_closing_waits_for_a_running_call(vad: SileroVad, speak: Callable[[str], Samples]) -> None:
     other = WhisperTranscriber(Store().verified(catalogue()["whisper-base"]), vad=vad)
     with ThreadPoolExecutor(1) as pool:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Event
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from stepaudio.audio.features import whisper_log_mel
 from stepaudio.audio.pcm import Samples
 from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad, check_samples
-from stepaudio.errors import BackendError, Cancelled, InputError, MissingError
+from stepaudio.errors import BackendError, Cancelled, InputError, MissingError, StepAudioError
 from stepaudio.speech.backends.whisper_decoder import WhisperDecoder
 from stepaudio.speech.roles import Transcript, Word
 from stepaudio.speech.threads import sleeping_openmp
@@ -118,7 +119,9 @@ class WhisperTranscriber:
         self.languages = tuple(languages)
         silence_SD = self._states(np.full((self._model.n_mels, 2 * _STATES), _QUIETEST, dtype=np.float32))
         self._silence_SD = silence_SD[: round(self.memory * self.rate / _STATE)]
-        self._decoder = WhisperDecoder(Path(folder), self._silence_SD, end=self._end)
+        self._decoder: Any = WhisperDecoder(
+            Path(folder), self._silence_SD, end=self._end
+        )  # like the model: until closed
 
     def transcribe(
         self,
@@ -180,7 +183,7 @@ class WhisperTranscriber:
         with self._calls_changed:
             self._closed = True
             self._calls_changed.wait_for(lambda: self._calls == 0)
-            self._model = None
+            self._model = self._decoder = None
 
     @contextmanager
     def _call(self) -> Iterator[None]:
@@ -191,7 +194,9 @@ class WhisperTranscriber:
             self._calls += 1
         try:
             yield
-        except RuntimeError as error:
+        except StepAudioError:
+            raise
+        except Exception as error:  # onnxruntime's have no common base
             raise BackendError(f"Whisper failed: {error}") from error
         finally:
             with self._calls_changed:
