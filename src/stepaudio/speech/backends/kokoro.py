@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio.errors import BackendError, MissingError
-from stepaudio.speech.backends.onnx_graph import float_input, integer_input, node, open_session, run
+from stepaudio.speech.backends.onnx_convolution import Products
+from stepaudio.speech.backends.onnx_graph import Node, float_input, integer_input, node, open_session, run
 from stepaudio.speech.backends.phonemes import PAUSE
 from stepaudio.speech.roles import Samples
 
@@ -22,18 +23,17 @@ _SKIPPED_LEAD, _SKIPPED_END = 10, 7
 
 # The decoder reads the phonemes spread over frames [1, 512, F], and pitch and energy [1, 2F].
 _DURATIONS = "/encoder/Clip_output_0"
-_LIMITED = "/encoder/Clip_limits_0"
 _SPREAD, _PITCH, _ENERGY = "/encoder/MatMul_1_output_0", "/encoder/Reshape_output_0", "/encoder/Reshape_1_output_0"
-_RENDERED = {name: f"{name[:-2]}_r" for name in (_SPREAD, _PITCH, _ENERGY)}
+_CHANGED = {_DURATIONS: "frames", _SPREAD: "rendered_spread", _PITCH: "rendered_pitch", _ENERGY: "rendered_energy"}
 _PATCH = b"".join(
     [
         *(float_input(name) for name in ("longest", "shortest")),
         *(integer_input(name) for name in ("start", "stop", "start_half", "stop_half")),
         node("Min", [_DURATIONS, "longest"], "not_longer"),
-        node("Max", ["not_longer", "shortest"], _LIMITED),
-        node("Slice", [_SPREAD, "start", "stop"], _RENDERED[_SPREAD]),
-        node("Slice", [_PITCH, "start_half", "stop_half"], _RENDERED[_PITCH]),
-        node("Slice", [_ENERGY, "start_half", "stop_half"], _RENDERED[_ENERGY]),
+        node("Max", ["not_longer", "shortest"], _CHANGED[_DURATIONS]),
+        node("Slice", [_SPREAD, "start", "stop"], _CHANGED[_SPREAD]),
+        node("Slice", [_PITCH, "start_half", "stop_half"], _CHANGED[_PITCH]),
+        node("Slice", [_ENERGY, "start_half", "stop_half"], _CHANGED[_ENERGY]),
     ]
 )
 
@@ -49,9 +49,12 @@ class Kokoro:
     max_phonemes = 300
 
     def __init__(self, *, model: Path, vocab: Path, voices: Path, threads: int) -> None:
-        self._session = open_session(
-            model, threads=threads, outputs=[_LIMITED], patch=_PATCH, renamed={_DURATIONS: _LIMITED, **_RENDERED}
-        )
+        products = Products(threads=threads)
+
+        def edit(each: Node) -> bytes:
+            return products(each.reading(_CHANGED))
+
+        self._session = open_session(model, threads=threads, outputs=[_CHANGED[_DURATIONS]], edit=edit, patch=_PATCH)
         try:
             content = json.loads(vocab.read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -90,8 +93,8 @@ class Kokoro:
             "start_half": np.array([0, 2 * lead]),
             "stop_half": np.array([whole, -2 * end]),
         }
-        samples, limited = run(self._session, feed, cancel)
-        frames = limited.reshape(-1).astype(np.int64)
+        samples, counted = run(self._session, feed, cancel)
+        frames = counted.reshape(-1).astype(np.int64)
         frames[0] -= lead
         frames[-2] -= end - frames[-1]
         frames[-1] = 0

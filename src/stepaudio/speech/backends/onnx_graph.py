@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,35 @@ from numpy.typing import NDArray
 from stepaudio.errors import BackendError, Cancelled, MissingError
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of a model that is being edited; of its attributes those that are integers or lists of them."""
+
+    operator: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, int | tuple[int, ...]]
+    body: bytes
+
+    @property
+    def message(self) -> bytes:
+        """The node as it stands in the model."""
+        return _field(_GRAPH_NODE, self.body)
+
+    def reading(self, names: Mapping[str, str]) -> Node:
+        """The node, with the tensors of the second names as inputs instead of those of the first."""
+        body = self.body
+        for name in {*self.inputs} & {*names}:
+            body = body.replace(_field(_NODE_INPUT, name.encode()), _field(_NODE_INPUT, names[name].encode()))
+        return replace(self, inputs=tuple(names.get(name, name) for name in self.inputs), body=body)
+
+
+Edit = Callable[[Node], bytes]
+"""What stands in the place of a node: itself (`Node.message`), or other `node`s and `constant`s, joined."""
+
+
 def open_session(
-    path: Path, *, threads: int, outputs: Sequence[str], patch: bytes = b"", renamed: Mapping[str, str] | None = None
+    path: Path, *, threads: int, outputs: Sequence[str], edit: Edit | None = None, patch: bytes = b""
 ) -> Any:
     """An onnxruntime session of the model at `path` with the inner tensors `outputs` as more outputs.
 
@@ -21,20 +49,19 @@ def open_session(
     are read as one merged message (https://protobuf.dev/programming-guides/encoding/#last-one-wins), so a graph that
     holds nothing but the outputs is put behind the model; no ONNX library is needed to edit it.
 
-    `patch` is more of that graph: the `node`s and `float_input`s or `integer_input`s of this module, joined. With
-    `renamed`, the nodes of the model that read the tensor of the first name read that of the second, as long, instead.
+    `patch` is more of that graph: the `node`s and `float_input`s or `integer_input`s of this module, joined. `edit`
+    is given each node of the model, in the model's order.
     Raises MissingError when the file or onnxruntime is not there, BackendError when the model does not load.
     """
     if not path.is_file():
         raise MissingError(f"the voice model {path} is not there; `stepaudio doctor` says how to get it")
-    model = path.read_bytes()
-    for old, new in (renamed or {}).items():
-        read = _field(_NODE_INPUT, old.encode())
-        if read not in model or len(new) != len(old):
-            raise BackendError(f"the voice model {path} is not the one that is known here")
-        model = model.replace(read, _field(_NODE_INPUT, new.encode()))
-    tail = patch + b"".join(map(_output, outputs))
-    return _session(model + _field(_GRAPH, tail), threads, f"the voice model {path}")
+    content, name = path.read_bytes(), f"the voice model {path}"
+    if edit is not None:
+        try:
+            content = _edited(content, edit)
+        except (IndexError, ValueError) as error:
+            raise BackendError(f"{name} does not load: it is damaged") from error
+    return _session(content + _field(_GRAPH, patch + b"".join(map(_output, outputs))), threads, name)
 
 
 def write_session(parts: Iterable[bytes], *, outputs: Sequence[str], threads: int) -> Any:
@@ -42,10 +69,15 @@ def write_session(parts: Iterable[bytes], *, outputs: Sequence[str], threads: in
 
     Raises MissingError when onnxruntime is not there, BackendError when it does not know the operators.
     """
+    return _session(model(parts, outputs), threads, "a graph")
+
+
+def model(parts: Iterable[bytes], outputs: Sequence[str]) -> bytes:
+    """An ONNX file of a graph: `parts` are its nodes, inputs and constants."""
     graph = b"".join([_field(_GRAPH_NAME, b"graph"), *parts, *map(_output, outputs)])
     versions = ((b"", _STANDARD), (b"com.microsoft", 1))
     opsets = (_field(_OPSET, _field(1, domain) + _number(2, version)) for domain, version in versions)
-    return _session(_number(_IR, _IR_VERSION) + b"".join(opsets) + _field(_GRAPH, graph), threads, "a graph")
+    return _number(_IR, _IR_VERSION) + b"".join(opsets) + _field(_GRAPH, graph)
 
 
 def _session(model: bytes, threads: int, name: str) -> Any:
@@ -104,8 +136,9 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 
 _VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = 1, 2, 1, 1
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS, _ATTRIBUTE_TYPE = 1, 3, 8, 20
-_FLOAT, _UINT8, _INT64 = 1, 2, 7
-_ELEMENTS = {"float32": _FLOAT, "uint8": _UINT8, "int64": _INT64}
+_FLOAT, _UINT8, INT8, _INT64 = 1, 2, 3, 7
+_ELEMENTS = {"float32": _FLOAT, "uint8": _UINT8, "int8": INT8, "int64": _INT64}
+_VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # how a field is written; bytes of those of one size
 _IR_VERSION, _STANDARD = 10, 20  # of the format, and of the standard operators
 
 
@@ -121,7 +154,7 @@ def node(
 
 
 def constant(name: str, values: NDArray[Any]) -> bytes:
-    """A tensor of float32, uint8 or int64."""
+    """A tensor of float32, uint8, int8 or int64."""
     dims = b"".join(_number(_DIMS, size) for size in values.shape)
     kind = _number(_DATA_TYPE, _ELEMENTS[values.dtype.name])
     return _field(_GRAPH_CONSTANT, dims + kind + _field(_TENSOR_NAME, name.encode()) + _field(_RAW, values.tobytes()))
@@ -162,7 +195,7 @@ def _number(number: int, value: int) -> bytes:
 
 def _field(number: int, payload: bytes) -> bytes:
     """A length-delimited protobuf field."""
-    return _varint(number << 3 | 2) + _varint(len(payload)) + payload
+    return _varint(number << 3 | _DELIMITED) + _varint(len(payload)) + payload
 
 
 def _varint(value: int) -> bytes:
@@ -171,3 +204,90 @@ def _varint(value: int) -> bytes:
         head.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*head, value])
+
+
+def _edited(model: bytes, edit: Edit) -> bytes:
+    """The model with what `edit` makes of the nodes of its graph. Raises ValueError or IndexError for what is no
+    protobuf message."""
+    parts: list[bytes | memoryview] = []
+    for number, field, payload in _fields(memoryview(model)):
+        if number != _GRAPH:
+            parts.append(field)
+            continue
+        graph = [edit(_node(inner)) if each == _GRAPH_NODE else whole for each, whole, inner in _fields(payload)]
+        size = sum(map(len, graph))
+        parts += [_varint(_GRAPH << 3 | _DELIMITED), _varint(size), *graph]
+    return b"".join(parts)
+
+
+def _node(message: memoryview) -> Node:
+    operator, inputs, outputs, attributes = "", [], [], {}
+    for number, _, payload in _fields(message):
+        if number == _NODE_TYPE:
+            operator = _text(payload)
+        elif number == _NODE_INPUT:
+            inputs.append(_text(payload))
+        elif number == _NODE_OUTPUT:
+            outputs.append(_text(payload))
+        elif number == _NODE_ATTRIBUTE:
+            attributes.update(_integers(payload))
+    return Node(operator, tuple(inputs), tuple(outputs), attributes, bytes(message))
+
+
+def _integers(attribute: memoryview) -> dict[str, int | tuple[int, ...]]:
+    """The name and the value of an attribute that is an integer or a list of integers; nothing of another."""
+    name, single, several = "", None, []
+    for number, _, payload in _fields(attribute):
+        if number == _ATTRIBUTE_NAME:
+            name = _text(payload)
+        elif number == _ATTRIBUTE_INT:
+            (single,) = _varints(payload)
+        elif number == _ATTRIBUTE_INTS:  # one to a field, or packed
+            several += _varints(payload)
+    if single is not None:
+        return {name: single}
+    return {name: tuple(several)} if several else {}
+
+
+def _varints(payload: memoryview) -> list[int]:
+    values, at = [], 0
+    while at < len(payload):
+        value, at = _varint_at(payload, at)
+        values.append(value)
+    return values
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Number, the whole field, and the payload of every field."""
+    start = 0
+    while start < len(message):
+        tag, at = _varint_at(message, start)
+        kind = tag & 7
+        if kind == _DELIMITED:
+            size, at = _varint_at(message, at)
+            end = at + size
+        elif kind == _VARINT:
+            end = _varint_at(message, at)[1]
+        elif kind in _FIXED:
+            end = at + _FIXED[kind]
+        else:
+            raise ValueError(f"a field of the kind {kind}")
+        if end > len(message):
+            raise ValueError("a field goes beyond the end")
+        yield tag >> 3, message[start:end], message[at:end]
+        start = end
+
+
+def _varint_at(message: memoryview, at: int) -> tuple[int, int]:
+    """A varint and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte <= 0x7F:
+            return value, at
+
+
+def _text(payload: memoryview) -> str:
+    return str(payload, "utf-8")
