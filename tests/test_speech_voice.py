@@ -11,6 +11,7 @@ import pytest
 
 import stepaudio
 from stepaudio.errors import BackendError, Cancelled, NotFoundError, TextError
+from stepaudio.speech.backends import onnx_convolution
 from stepaudio.speech.backends.onnx_voice import OnnxVoice, split
 from stepaudio.speech.backends.phonemes import Phonemizer, Pronunciation
 from stepaudio.speech.roles import Speaker, Speech, Word
@@ -92,6 +93,21 @@ def power(speech: Speech, word: Word, rate: int) -> float:
     return float(np.square(speech.samples[int(word.start * rate) : int(word.end * rate)]).mean())
 
 
+def test_silence_before_the_first_sound_is_cut(heart: OnnxVoice) -> None:
+    for text in (
+        "The block books",
+        "When you add the figures,",
+        "He was not ill.",
+        "Have you seen it?",
+        "Five",
+        "Zero",
+    ):
+        speech = speak(heart, text, "heart")
+        audible = np.flatnonzero(np.abs(speech.samples) > 0.01)  # -40 dB
+        assert audible[0] <= 0.02 * heart.rate
+        assert speech.words[0].start <= audible[0] / heart.rate + 0.01
+
+
 def test_speech_starts_at_once_and_is_equally_loud(heart: OnnxVoice) -> None:
     levels = []
     for text in ("Hello.", "How are you?", "Sure, I can help with that.", "No"):
@@ -144,6 +160,14 @@ def test_kokoro_reads_both_languages(bundled: Speaker) -> None:
         assert 0.5 < len(speech.samples) / bundled.rate < 6
     with pytest.raises(TextError, match="zf_xiaoxiao"):
         speak(bundled, "你好", "af_heart")
+
+
+@pytest.mark.weights
+def test_products_in_place_of_convolutions_change_no_sample(bundled: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_convolution, "exact", lambda threads: False)
+    plain = stepaudio.load("tiny").speaker
+    for text, voice in (("Hello there, my friend.", "bf_emma"), ("天空是蓝色的。", "zf_xiaoxiao")):
+        np.testing.assert_array_equal(speak(bundled, text, voice).samples, speak(plain, text, voice).samples)
 
 
 @pytest.mark.weights

@@ -36,8 +36,8 @@ _REMEDY = "`stepaudio doctor` says what is missing and `stepaudio pull` fetches 
 
 _EARLY = 0.05
 """Seconds by which the sound of a phoneme comes before the place its duration gives it (measured for both models)."""
-_LEAD = 0.02
-"""Seconds kept before the first phoneme: enough for its onset, and speech starts at once."""
+_LEAD = 0.01
+"""Seconds kept before the first sound: enough for its onset, and speech starts at once."""
 _STEP = 240
 _AUDIBLE = 0.03
 """A stretch of `_STEP` samples (10 ms) is heard when it is above this part of the loudest."""
@@ -152,15 +152,19 @@ def _synthesise(engine: Hibari | Kokoro, said: Pronunciation, voice: str, speed:
         known.append((",", len(said.words) - 1))
     ids = [0, *(engine.ids[symbol] for symbol, _ in known), 0]
     samples, frames = engine.synthesise(ids, voice=voice, speed=speed, cancel=cancel)
-    times = _times([(owner, bool(PAUSE.match(symbol))) for symbol, owner in known], frames, samples)
+    heard = _heard(samples)
+    times = _times([(owner, bool(PAUSE.match(symbol))) for symbol, owner in known], frames, samples, heard)
     if not times:  # the marks at the end of a clause that was split
         return Speech(np.zeros(0, np.float32), "".join(said.words))
-    begin = max(0, min(start for start, _ in times.values()) - int(_LEAD * OnnxVoice.rate))
+    begin = min(start for start, _ in times.values())
+    begin = max(0, begin + _STEP * int(heard[begin // _STEP :].argmax()) - int(_LEAD * OnnxVoice.rate))
     stop = max(end for _, end in times.values()) + int(_pause(said.phonemes) / speed * OnnxVoice.rate)
     return Speech(_shape(samples, begin, stop), "".join(said.words), _words(said.words, times, begin))
 
 
-def _times(phonemes: list[tuple[int, bool]], frames: NDArray[np.int64], samples: Samples) -> dict[int, tuple[int, int]]:
+def _times(
+    phonemes: list[tuple[int, bool]], frames: NDArray[np.int64], samples: Samples, heard: NDArray[np.bool_]
+) -> dict[int, tuple[int, int]]:
     """(start, end) in samples of each word that sounds, from (word, is it a pause) and frames of each phoneme.
 
     `frames` also counts the pads at both ends. The models sound a little before their durations say, and the durations
@@ -168,8 +172,6 @@ def _times(phonemes: list[tuple[int, bool]], frames: NDArray[np.int64], samples:
     """
     edges = np.cumsum(frames) * (len(samples) // int(frames.sum())) - int(_EARLY * OnnxVoice.rate)
     edges = np.clip(edges, 0, len(samples))
-    heard = _envelope(samples)
-    heard = heard > heard.max() * _AUDIBLE
     times: dict[int, tuple[int, int]] = {}
     for index, (owner, is_pause) in enumerate(phonemes):
         if not is_pause:
@@ -180,6 +182,13 @@ def _times(phonemes: list[tuple[int, bool]], frames: NDArray[np.int64], samples:
         if len(sounding):
             times[owner] = (start, min(end, (start // _STEP + int(sounding[-1]) + 1) * _STEP))
     return times
+
+
+def _heard(samples: Samples) -> NDArray[np.bool_]:
+    """Whether each `_STEP` samples are heard."""
+    envelope = _envelope(samples)
+    heard: NDArray[np.bool_] = envelope > envelope.max() * _AUDIBLE
+    return heard
 
 
 def _envelope(samples: Samples) -> NDArray[np.float32]:
@@ -222,5 +231,5 @@ def _words(words: tuple[str, ...], times: Mapping[int, tuple[int, int]], begin: 
             timed.append(Word(word.strip(), clock, clock))
             continue
         clock = (end - begin) / OnnxVoice.rate
-        timed.append(Word(word.strip(), (start - begin) / OnnxVoice.rate, clock))
+        timed.append(Word(word.strip(), max(0, start - begin) / OnnxVoice.rate, clock))
     return tuple(timed)
