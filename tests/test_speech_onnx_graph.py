@@ -21,7 +21,7 @@ RNG = np.random.default_rng(0)
 
 
 def convolution(
-    channels: int, filters: int, taps: int, name: str = "y", **attributes: int | tuple[int, ...]
+    channels: int, filters: int, taps: int, name: str = "y", **attributes: int | tuple[int, ...] | bytes
 ) -> list[bytes]:
     """A `ConvInteger` over "q", with attributes as exporters write them."""
     group = attributes.get("group", 1)
@@ -87,7 +87,9 @@ def test_several_convolutions_read_one_signal(tmp_path: Path) -> None:
         np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("attributes", [{"strides": (2,)}, {"group": 2}])
+@pytest.mark.parametrize(
+    "attributes", [{"strides": (2,)}, {"group": 2}, {"dilations": (1,), "auto_pad": b"SAME_UPPER"}]
+)
 def test_other_convolutions_stay(attributes: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path, [*QUANTISED, *convolution(6, 4, 3, **attributes)], "y")
     edit = Kinds(Products(threads=1))

@@ -25,7 +25,7 @@ _ORDER = "stepaudio_order"
 class Products:
     """An `Edit` that turns the `ConvInteger`s of one model, over what `DynamicQuantizeLinear` gives, into products.
 
-    Strided and grouped ones stay as they are, and so do all where `exact` is false.
+    Strided, grouped and otherwise special ones stay as they are, and so do all where `exact` is false.
     """
 
     def __init__(self, *, threads: int) -> None:
@@ -76,16 +76,19 @@ class _Shape:
 
 
 def _shape(each: Node) -> _Shape | None:
-    """None for what is no plain convolution in one dimension with zero points on both sides."""
-
-    def given(name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        value = each.attributes.get(name, default)
-        return (value,) if isinstance(value, int) else value
-
-    taps, pads = given("kernel_shape", ()), given("pads", (0, 0))
-    if len(taps) != 1 or len(each.inputs) != 4 or given("strides", (1,)) != (1,) or given("group", (1,)) != (1,):
-        return None
-    return _Shape(taps[0], given("dilations", (1,))[0], (pads[0], pads[1]))
+    """None for what is no plain convolution in one dimension with zero points on both sides and pads in numbers."""
+    given = {"strides": (1,), "group": 1, "auto_pad": b"NOTSET", "pads": (0, 0), "dilations": (1,), **each.attributes}
+    match given:
+        case {
+            "kernel_shape": (int(taps),),
+            "strides": (1,),
+            "group": 1,
+            "auto_pad": b"NOTSET",
+            "pads": (int(before), int(after)),
+            "dilations": (int(dilation),),
+        } if len(each.inputs) == 4:
+            return _Shape(taps, dilation, (before, after))
+    return None
 
 
 def _signed(quantised: Node, values: str, zero: str) -> list[bytes]:

@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from stepaudio.errors import BackendError, Cancelled, MissingError
 
+Value = int | tuple[int, ...] | bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of a model that is being edited; of its attributes those that are integers or lists of them."""
+    """A node of a model that is being edited; of its attributes the integers, lists of integers and strings."""
 
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, int | tuple[int, ...]]
+    attributes: Mapping[str, Value]
     body: bytes
 
     @property
@@ -129,13 +131,13 @@ def run(session: Any, feed: dict[str, Any], cancel: threading.Event | None) -> l
 
 # Field numbers: ModelProto.ir_version, .graph, .opset_import; GraphProto.node, .name, .initializer, .input, .output;
 # NodeProto.input, .output, .op_type, .attribute, .domain; ValueInfoProto.name, .type; TypeProto.tensor_type;
-# TypeProto.Tensor.elem_type; TensorProto.dims, .data_type, .name, .raw_data; AttributeProto.name, .i, .ints, .type.
+# TypeProto.Tensor.elem_type; TensorProto.dims, .data_type, .name, .raw_data; AttributeProto.name, .i, .s, .ints, .type.
 _IR, _GRAPH, _OPSET = 1, 7, 8
 _GRAPH_NODE, _GRAPH_NAME, _GRAPH_CONSTANT, _GRAPH_INPUT, _GRAPH_OUTPUT = 1, 2, 5, 11, 12
 _NODE_INPUT, _NODE_OUTPUT, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 5, 7
 _VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = 1, 2, 1, 1
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9
-_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_INTS, _ATTRIBUTE_TYPE = 1, 3, 8, 20
+_ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_STRING, _ATTRIBUTE_INTS, _ATTRIBUTE_TYPE = 1, 3, 4, 8, 20
 _FLOAT, _UINT8, INT8, _INT64 = 1, 2, 3, 7
 _ELEMENTS = {"float32": _FLOAT, "uint8": _UINT8, "int8": INT8, "int64": _INT64}
 _VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # how a field is written; bytes of those of one size
@@ -143,7 +145,7 @@ _IR_VERSION, _STANDARD = 10, 20  # of the format, and of the standard operators
 
 
 def node(
-    operator: str, inputs: Sequence[str], *outputs: str, domain: str = "", **attributes: int | Sequence[int]
+    operator: str, inputs: Sequence[str], *outputs: str, domain: str = "", **attributes: int | Sequence[int] | bytes
 ) -> bytes:
     """A node; an input that is left out is an empty name."""
     read = b"".join(_field(_NODE_INPUT, name.encode()) for name in inputs)
@@ -180,9 +182,11 @@ def _output(name: str) -> bytes:
     return _field(_GRAPH_OUTPUT, _field(_VALUE_NAME, name.encode()))
 
 
-def _attribute(name: str, value: int | Sequence[int]) -> bytes:
+def _attribute(name: str, value: int | Sequence[int] | bytes) -> bytes:
     if isinstance(value, int):
         content, kind = _number(_ATTRIBUTE_INT, value), 2
+    elif isinstance(value, bytes):
+        content, kind = _field(_ATTRIBUTE_STRING, value), 3
     else:
         content, kind = b"".join(_number(_ATTRIBUTE_INTS, each) for each in value), 7
     return _field(_ATTRIBUTE_NAME, name.encode()) + content + _number(_ATTRIBUTE_TYPE, kind)
@@ -221,7 +225,8 @@ def _edited(model: bytes, edit: Edit) -> bytes:
 
 
 def _node(message: memoryview) -> Node:
-    operator, inputs, outputs, attributes = "", [], [], {}
+    operator, inputs, outputs = "", list[str](), list[str]()
+    attributes: dict[str, Value] = {}
     for number, _, payload in _fields(message):
         if number == _NODE_TYPE:
             operator = _text(payload)
@@ -230,18 +235,21 @@ def _node(message: memoryview) -> Node:
         elif number == _NODE_OUTPUT:
             outputs.append(_text(payload))
         elif number == _NODE_ATTRIBUTE:
-            attributes.update(_integers(payload))
+            attributes.update(_value(payload))
     return Node(operator, tuple(inputs), tuple(outputs), attributes, bytes(message))
 
 
-def _integers(attribute: memoryview) -> dict[str, int | tuple[int, ...]]:
-    """The name and the value of an attribute that is an integer or a list of integers; nothing of another."""
-    name, single, several = "", None, []
+def _value(attribute: memoryview) -> dict[str, Value]:
+    """The name and the value of an attribute; nothing of one that is neither integer, nor integers, nor string."""
+    name, several = "", list[int]()
+    single: int | bytes | None = None
     for number, _, payload in _fields(attribute):
         if number == _ATTRIBUTE_NAME:
             name = _text(payload)
         elif number == _ATTRIBUTE_INT:
             (single,) = _varints(payload)
+        elif number == _ATTRIBUTE_STRING:
+            single = bytes(payload)
         elif number == _ATTRIBUTE_INTS:  # one to a field, or packed
             several += _varints(payload)
     if single is not None:
