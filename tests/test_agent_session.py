@@ -475,6 +475,26 @@ def test_a_reply_of_another_session_takes_the_place_of_a_speculation() -> None:
     run(check())
 
 
+@pytest.mark.parametrize("waited_for", [False, True])
+def test_nobody_is_overheard_while_another_waits_for_a_reply_to_begin(waited_for: bool) -> None:
+    async def check() -> None:
+        bundle, go = TalkBundle(), threading.Event()
+        bundle.responder.answer = lambda messages, tools: [go, "Fine."]
+        scheduler = Scheduler(hearing=2, replying=2)
+        async with talking(bundle, scheduler=scheduler) as one, talking(bundle, scheduler=scheduler) as two:
+            if waited_for:
+                one.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
+                one.session.handle(ev.CreateReply())
+                await one.until(lambda: bundle.work.running)
+            await two.say(2.0)
+            await two.until(lambda: two.all(note.TranscriptDone))
+            assert (len(bundle.transcriber.heard) == 1) == waited_for
+            go.set()
+            await two.until(lambda: two.done)
+
+    run(check())
+
+
 def test_a_reply_that_finds_no_place_in_time_is_refused() -> None:
     async def check() -> None:
         bundle, never = TalkBundle(), threading.Event()

@@ -260,8 +260,8 @@ class Session:
         await self._guard(command.job, lambda message, _: ev.TranscribeFailed(command.job, message), work)
 
     async def _overhear(self, command: cmd.Overhear, samples: Samples) -> None:
-        if not self._scheduler.hearing.free:
-            self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard."))
+        if not self._scheduler.hearing.free or self._scheduler.replying.wanted:
+            self.handle(ev.TranscribeFailed(command.job, "Others are waiting to be heard, or for a reply."))
             return
 
         async def work(watchdog: Watchdog) -> None:
