@@ -33,7 +33,11 @@ from stepaudio.speech.weights import Store, catalogue
 SENTENCES = Path(__file__).parent.parent / "evals" / "tts"
 FIRST_CLAUSES = {"en": "Sure, I can help", "zh": "今天北京的天气"}
 _PAUSED = re.compile("[,;，；]")
-VOICES = (("heart", "en"), ("af_heart", "en"), ("zf_xiaoxiao", "zh"))
+VOICES = {
+    **dict.fromkeys(("heart", "af_heart"), "en"),
+    **dict.fromkeys(("zf_xiaoxiao", "zf_xiaobei", "zf_xiaoni", "zf_xiaoyi"), "zh"),
+    **dict.fromkeys(("zm_yunjian", "zm_yunxi", "zm_yunxia", "zm_yunyang"), "zh"),
+}
 
 
 @dataclass
@@ -56,7 +60,7 @@ class Result:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bundle", default="small")
-    parser.add_argument("--voice", action="append", help="only this voice (of the three that are measured)")
+    parser.add_argument("--voice", action="append", choices=VOICES, help="only this voice")
     parser.add_argument("--out", type=Path, help="folder for the spoken sentences")
     arguments = parser.parse_args()
 
@@ -65,7 +69,7 @@ def main() -> None:
     speaker = load(arguments.bundle).speaker
     judge = Store().verified(catalogue()["whisper-base"])
     whisper = WhisperModel(str(judge), compute_type="int8", cpu_threads=2)
-    for voice, language in VOICES:
+    for voice, language in VOICES.items():
         if arguments.voice and voice not in arguments.voice:
             continue
         result = measure(speaker, whisper, voice, language, arguments.out)

@@ -18,8 +18,8 @@ from stepaudio.speech.roles import Samples
 _STYLE_ROWS, _STYLE_DIM = 510, 256
 # Frames of 25 ms: the longest phoneme; the shortest silence before the first phoneme and the length of the last mark
 # and of the end; how much of the silence at either end is not rendered.
-_SOUND, _LEAD, _MARK, _END = 12, 16, 8, 1
-_SKIPPED_LEAD, _SKIPPED_END = 10, 7
+_SOUND, _LEAD, _MARK, _END = 16, 16, 16, 24
+_SKIPPED_LEAD, _SKIPPED_END = 10, 32
 
 # The decoder reads the phonemes spread over frames [1, 512, F], and pitch and energy [1, 2F].
 _DURATIONS = "/encoder/Clip_output_0"
@@ -73,13 +73,14 @@ class Kokoro:
     ) -> tuple[Samples, NDArray[np.int64]]:
         """Ids [P], padded with 0 at both ends, to samples [T] and frames per id [P]; T is a multiple of their sum."""
         # A last vowel is drawn out over silence and the last mark adds its own; both would be cut again later. The
-        # encoder has to see the silence at both ends, or the first syllable is lost; the decoder need not render it.
+        # encoder has to see the silence at both ends, or the first or the last syllable is lost; the decoder need not
+        # render it.
         slowness = 1 / speed
         sound = round(_SOUND * max(slowness, 1.0))
         longest = np.array([[np.inf if token in self._pauses else sound for token in ids]], np.float32)
         shortest = np.zeros_like(longest)
         longest[0, 0], shortest[0, 0] = np.inf, round(_LEAD * slowness)
-        longest[0, -2:] = shortest[0, -2:] = round(_MARK * slowness), _END
+        longest[0, -2:] = shortest[0, -2:] = round(_MARK * slowness), round(_END * slowness)
         lead, end = round(_SKIPPED_LEAD * slowness), round(_SKIPPED_END * slowness)
         whole = np.iinfo(np.int64).max
         feed = {
