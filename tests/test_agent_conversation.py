@@ -337,7 +337,7 @@ def test_replies_outside_the_conversation_are_a_few_at_once() -> None:
 
 
 @pytest.mark.parametrize("question", [True, False])
-@pytest.mark.parametrize(("said", "until"), [(0.4, 0.1), (0.15, -0.05)], ids=["before it is over", "across its end"])
+@pytest.mark.parametrize(("said", "until"), [(0.45, 0.15), (0.15, -0.05)], ids=["before it is over", "across its end"])
 def test_a_short_answer_into_the_end_of_a_question_is_no_murmur(question: bool, said: float, until: float) -> None:
     """The user is quick to say "yes", and says it while the last word is being spoken."""
 

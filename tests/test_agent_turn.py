@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, TurnEvent, combine
-from stepaudio.agent.wording import TextTurnScorer, is_backchannel, may_be_hum, same_request, settled
+from stepaudio.agent.wording import (
+    TextTurnScorer,
+    end_of_turn,
+    heard_end,
+    is_backchannel,
+    may_be_hum,
+    same_request,
+    settled,
+)
 from stepaudio.errors import InputError
 from stepaudio.speech.roles import TurnScorer
 
@@ -131,6 +139,7 @@ def test_scores_combine_in_log_odds() -> None:
     assert combine([]) is None
     assert combine([0.8]) == pytest.approx(0.8)
     assert combine([0.9, 0.1]) == pytest.approx(0.5)
+    assert combine([0.8, 0.8]) == pytest.approx(16 / 17)
     assert combine([0.0, 1.0]) == pytest.approx(0.5)
 
 
@@ -149,6 +158,7 @@ FINISHED = [
     "What is this for?",
     "Okay.",
     "I would like to go home now.",
+    "What are you looking at?",
     "今天天气怎么样？",
     "请帮我订一张票。",
     "是的",
@@ -156,6 +166,9 @@ FINISHED = [
     "你吃饭了吗",
     "不用了",
     "我的电话号码是一三八零零一三八零零零",
+    "最后一班车是几点",
+    "请你说得慢一点。",
+    "这封信是谁写的。",
 ]
 UNFINISHED = [
     "I would like to",
@@ -183,6 +196,9 @@ UNFINISHED = [
     "我觉得这个",
     "今天天气，",
     "如果明天下雨的",
+    "写给 ann 点",
+    "我的邮箱是三八零点",
+    "我昨天买的。",
 ]
 
 
@@ -194,6 +210,18 @@ def test_finished_turns_score_high(text: str) -> None:
 @pytest.mark.parametrize("text", UNFINISHED)
 def test_unfinished_turns_score_low(text: str) -> None:
     assert TextTurnScorer().score(None, text, None) <= 0.2
+
+
+def test_the_language_model_is_believed_the_more_the_surer_it_is() -> None:
+    scores = [end_of_turn(probability) for probability in (0.0, 0.01, 0.1, 0.5, 0.9, 1.0)]
+    assert scores == sorted(scores)
+    assert scores[0] > 0
+    assert scores[-1] < 1
+    assert end_of_turn(0.5) == pytest.approx(1.2 / 2.2)
+
+
+def test_the_acoustic_scorer_has_less_to_say() -> None:
+    assert [heard_end(probability) for probability in (0.0, 0.5, 1.0)] == [0.3, 0.5, 0.7]
 
 
 def test_without_words_nobody_knows() -> None:

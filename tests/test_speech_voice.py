@@ -170,7 +170,7 @@ def test_the_last_syllable_is_not_swallowed(bundled: Speaker) -> None:
             speech = speak(bundled, text, voice)
             powers = [power(speech, word, bundled.rate) for word in speech.words]
             loudness.append(powers[-1] / np.median(powers))
-    assert np.median(np.sqrt(loudness)) > 0.2  # 0.6 with Kokoro's own durations, 0 without silence behind them
+    assert np.median(np.sqrt(loudness)) > 0.1  # below 0.001 where the encoder sees little silence behind them
 
 
 @pytest.mark.weights

@@ -23,6 +23,7 @@ from stepaudio.agent.user_turn import UserTurn
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
+    heard_end,
     is_backchannel,
     is_question,
     may_be_hum,
@@ -322,7 +323,7 @@ class Listener:
         if self.turn is None or probability is None:
             return
         if self.turn.score_job == job:
-            self._score(self.turn, "acoustic", probability)
+            self._score(self.turn, "acoustic", heard_end(probability))
         elif self.turn.words_job == job:
             self._score(self.turn, "words", end_of_turn(probability))
 

@@ -95,7 +95,7 @@ class TurnConfig:
         interrupt_response: bool = True,
     ) -> TurnConfig:
         """The protocol's `semantic_vad`: waits at most 8, 4 or 2 s for a turn that looks unfinished."""
-        waits = {"low": (0.8, 8.0), "medium": (0.6, 4.0), "auto": (0.6, 4.0), "high": (0.4, 2.0)}
+        waits = {"low": (0.8, 8.0), "medium": (0.55, 4.0), "auto": (0.55, 4.0), "high": (0.4, 2.0)}
         if eagerness not in waits:
             raise InputError("eagerness must be low, medium, high or auto", param="eagerness")
         floor, ceiling = waits[eagerness]
@@ -108,9 +108,9 @@ class TurnConfig:
 
 
 def combine(probabilities: Iterable[float]) -> float | None:
-    """One end-of-turn score from several scorers: the mean of their log odds. None when there are none."""
+    """One end-of-turn score from several scorers: their log odds add up. None when there are none."""
     odds = [math.log(p / (1 - p)) for p in (min(max(p, 0.01), 0.99) for p in probabilities)]
-    return 1 / (1 + math.exp(-sum(odds) / len(odds))) if odds else None
+    return 1 / (1 + math.exp(-sum(odds))) if odds else None
 
 
 @dataclass(frozen=True, slots=True)

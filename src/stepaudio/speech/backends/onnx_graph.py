@@ -138,8 +138,8 @@ _NODE_INPUT, _NODE_OUTPUT, _NODE_TYPE, _NODE_ATTRIBUTE, _NODE_DOMAIN = 1, 2, 4, 
 _VALUE_NAME, _VALUE_TYPE, _TENSOR_TYPE, _ELEMENT_TYPE = 1, 2, 1, 1
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW = 1, 2, 8, 9
 _ATTRIBUTE_NAME, _ATTRIBUTE_INT, _ATTRIBUTE_STRING, _ATTRIBUTE_INTS, _ATTRIBUTE_TYPE = 1, 3, 4, 8, 20
-_FLOAT, _UINT8, INT8, _INT64 = 1, 2, 3, 7
-_ELEMENTS = {"float32": _FLOAT, "uint8": _UINT8, "int8": INT8, "int64": _INT64}
+_FLOAT, _UINT8, INT8, INT64 = 1, 2, 3, 7
+_ELEMENTS = {"float32": _FLOAT, "uint8": _UINT8, "int8": INT8, "int64": INT64}
 _VARINT, _DELIMITED, _FIXED = 0, 2, {1: 8, 5: 4}  # how a field is written; bytes of those of one size
 _IR_VERSION, _STANDARD = 10, 20  # of the format, and of the standard operators
 
@@ -169,7 +169,7 @@ def float_input(name: str) -> bytes:
 
 def integer_input(name: str) -> bytes:
     """An int64 input of any shape."""
-    return _input(name, _INT64)
+    return _input(name, INT64)
 
 
 def _input(name: str, element: int) -> bytes:
