@@ -93,13 +93,14 @@ def test_words_are_known_and_read_before_the_turn_is_over() -> None:
 def test_new_instructions_are_read_before_anybody_speaks() -> None:
     world = World([Said(5.0, 6.5, "What is the weather?")], sunny, settings())
     polite = settings(instructions="Be polite.")
+    world.at(0.5, ev.Configure(settings()))  # what the session began with has not been read either
     world.at(1.0, ev.Configure(polite))
     world.at(2.0, ev.Configure(replace(polite, voice="other")))
     world.at(5.5, ev.Configure(settings(instructions="Be rude.")))
     world.run(5.2)
-    (read, warm), (spoke, _) = [(time, each) for time, each in world.log if isinstance(each, cmd.Warm)]
-    assert (read, warm.words, warm.messages[0].content) == (1.0, "", "Be polite.")
-    assert spoke > 5.0
+    warmed = [(time, each.words, each.messages[0].content) for time, each in world.log if isinstance(each, cmd.Warm)]
+    assert warmed[:2] == [(0.5, "", "Be brief."), (1.0, "", "Be polite.")]
+    assert [time > 5.0 for time, *_ in warmed[2:]] == [True]
     before = len(world.all(cmd.Warm))
     world.run(5.55)  # in the turn its own words come first
     assert len(world.all(cmd.Warm)) == before

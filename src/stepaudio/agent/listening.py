@@ -58,6 +58,7 @@ class Listener:
         """Where the input that belongs to no turn begins."""
         self._replies = replies
         self._scorer = TextTurnScorer()
+        self._opening = Settings().opening  # the responder has read it
         self._new_id = new_id
         self._out = out
 
@@ -92,9 +93,9 @@ class Listener:
             self._abandon_turn(now)
             self.detector.config = settings.turn or TurnConfig()
             self.input_start = self.detector.position
-        known, self.settings = self.settings, settings
-        self.transcripts.settings = settings
-        if settings.opening != known.opening and self._may_speculate and self.turn is None:
+        self.settings = self.transcripts.settings = settings
+        if settings.opening != self._opening and self._may_speculate and self.turn is None:
+            self._opening = settings.opening
             self._replies.warm("")
 
     # ------------------------------------------------------------ the turn

@@ -108,6 +108,7 @@ class Connection:
             "conversation.created",
             conversation={"id": self._encoder.conversation_id, "object": "realtime.conversation"},
         )
+        self._configure()  # the instructions that an ephemeral key brings are read before anybody speaks
         self._tools.declare(self.config.mcp_servers)
 
     async def receive_text(self, text: str, translate: Callable[[Any], Any] | None = None) -> None:
