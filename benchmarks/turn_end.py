@@ -140,9 +140,9 @@ def auc(judged: list[Judged], score: Callable[[Judged], float], *, rounds: int =
         weights_WC = counts[index[whole]][:, None] * counts[index[~whole]]
         return float((weights_WC * above_WC).sum() / weights_WC.sum())
 
-    random_ = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     drawn = [
-        of(np.bincount(random_.integers(0, len(sentences), len(sentences)), minlength=len(sentences)))
+        of(np.bincount(rng.integers(0, len(sentences), len(sentences)), minlength=len(sentences)))
         for _ in range(rounds)
     ]
     low, high = np.quantile(drawn, (0.025, 0.975))

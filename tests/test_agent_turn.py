@@ -6,11 +6,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, TurnEvent, combine
+from stepaudio.agent.turn import (
+    WINDOW,
+    Ended,
+    Paused,
+    Resumed,
+    Started,
+    TurnConfig,
+    TurnDetector,
+    TurnEvent,
+    combine,
+    heard_end,
+)
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
-    heard_end,
     is_backchannel,
     may_be_hum,
     same_request,

@@ -18,12 +18,11 @@ from stepaudio.agent.replies import Replies
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.speculation import TurnClock
 from stepaudio.agent.transcripts import Transcripts
-from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine
+from stepaudio.agent.turn import WINDOW, Ended, Paused, Resumed, Started, TurnConfig, TurnDetector, combine, heard_end
 from stepaudio.agent.user_turn import UserTurn
 from stepaudio.agent.wording import (
     TextTurnScorer,
     end_of_turn,
-    heard_end,
     is_backchannel,
     is_question,
     may_be_hum,

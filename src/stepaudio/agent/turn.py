@@ -113,6 +113,12 @@ def combine(probabilities: Iterable[float]) -> float | None:
     return 1 / (1 + math.exp(-sum(odds))) if odds else None
 
 
+def heard_end(probability: float) -> float:
+    """What an acoustic scorer says as a score of the end of the turn: it is sure of itself, and wrong one time in
+    three (docs/bench-live.md)."""
+    return min(max(probability, 0.3), 0.7)
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """Speech began at `at`."""

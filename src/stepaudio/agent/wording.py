@@ -105,12 +105,6 @@ def end_of_turn(ends_sentence: float) -> float:
     return odds / (1 + odds)
 
 
-def heard_end(probability: float) -> float:
-    """What an acoustic scorer says as a score of the end of the turn: it is sure of itself, and wrong one time in
-    three (docs/bench-live.md)."""
-    return min(max(probability, 0.3), 0.7)
-
-
 def is_backchannel(text: str) -> bool:
     """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))
