@@ -163,6 +163,16 @@ def test_kokoro_reads_both_languages(bundled: Speaker) -> None:
 
 
 @pytest.mark.weights
+@pytest.mark.parametrize("speed", [0.25, 1.0, 2.0, 4.0])
+def test_a_single_word_is_heard_at_any_speed(bundled: Speaker, speed: float) -> None:
+    for text in ("a", "I", "No!", "嗯？", "对！！！"):
+        speech = speak(bundled, text, "zf_xiaoni", speed)
+        (word,) = speech.words
+        assert 0 <= word.start < word.end <= len(speech.samples) / bundled.rate
+        assert power(speech, word, bundled.rate) > 1e-4
+
+
+@pytest.mark.weights
 def test_the_last_syllable_is_not_swallowed(bundled: Speaker) -> None:
     loudness = []
     for text in ("今天下午会不会下雨？", "你能把这句话翻译成英语吗？"):

@@ -156,9 +156,13 @@ def _synthesise(engine: Hibari | Kokoro, said: Pronunciation, voice: str, speed:
     times = _times([(owner, bool(PAUSE.match(symbol))) for symbol, owner in known], frames, samples, heard)
     if not times:  # the marks at the end of a clause that was split
         return Speech(np.zeros(0, np.float32), "".join(said.words))
-    begin = min(start for start, _ in times.values())
-    begin = max(0, begin + _STEP * int(heard[begin // _STEP :].argmax()) - int(_LEAD * OnnxVoice.rate))
-    stop = max(end for _, end in times.values()) + int(_pause(said.phonemes) / speed * OnnxVoice.rate)
+    begin, end = min(start for start, _ in times.values()), max(end for _, end in times.values())
+    late = _STEP * int(heard[begin // _STEP :].argmax())
+    if begin + late >= end:  # a short word, spoken fast, is heard behind the place its durations give it
+        times = {owner: (start + late, end + late) for owner, (start, end) in times.items()}
+        begin, end, late = begin + late, end + late, 0
+    begin = max(0, begin + late - int(_LEAD * OnnxVoice.rate))
+    stop = end + int(_pause(said.phonemes) / speed * OnnxVoice.rate)
     return Speech(_shape(samples, begin, stop), "".join(said.words), _words(said.words, times, begin))
 
 
