@@ -258,7 +258,7 @@ class Listener:
                 self._take_words(turn, *heard, now)
         elif text and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
-            self._replies.warm(settled(text))
+            self._replies.warm(spoken_part(text) if self.detector.silence else settled(text))
 
     def _take_words(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
         again = text == turn.transcript

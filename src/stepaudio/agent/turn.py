@@ -19,6 +19,7 @@ from stepaudio.errors import InputError
 WINDOW = 512 / 16_000
 """Seconds of audio that one VAD probability stands for."""
 
+_PAUSE = 2 * WINDOW
 _UNKNOWN_SCORE = 0.5
 _EDGE = 1e-6
 
@@ -38,7 +39,7 @@ class TurnConfig:
     threshold: float = 0.5
     min_speech: float = 0.096
     prefix_padding: float = 0.3
-    pause: float = 0.1
+    pause: float = _PAUSE
     floor: float = 0.4
     ceiling: float = 2.0
     interrupt_after: float = 0.7
@@ -78,7 +79,7 @@ class TurnConfig:
         return cls(
             threshold=threshold,
             prefix_padding=prefix_padding,
-            pause=min(0.1, silence_duration),
+            pause=min(_PAUSE, silence_duration),
             floor=silence_duration,
             ceiling=silence_duration,
             create_response=create_response,

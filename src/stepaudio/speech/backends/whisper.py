@@ -17,7 +17,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Condition, Event
 from typing import Any
@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from stepaudio.audio.features import whisper_log_mel
 from stepaudio.audio.pcm import Samples
-from stepaudio.audio.vad import SPEECH, WINDOW, SileroVad, check_samples
+from stepaudio.audio.vad import RATE, SPEECH, WINDOW, SileroVad, check_samples
 from stepaudio.errors import BackendError, Cancelled, InputError, MissingError, StepAudioError
+from stepaudio.speech.backends.utterances import Utterance, Utterances
 from stepaudio.speech.backends.whisper_decoder import WhisperDecoder
 from stepaudio.speech.roles import Transcript, Word
 from stepaudio.speech.threads import sleeping_openmp
@@ -45,7 +46,6 @@ _STATE = 320  # samples per encoder state: a window is a whole number of them
 _STATES = 1500  # in a full window
 _LOOP_RATIO = 2.4  # text that zlib shrinks more than this repeats itself (Radford et al. 2022, section 4.5)
 _MAX_PROMPT = 223  # tokens of text before the transcript, at most; the model knows 448 in all
-_OPENING = 8_000  # samples at the beginning of the speech by which it is known again
 _STYLE = {"zh": "以下是普通话的句子。"}  # without it, Chinese comes in either script and unpunctuated
 _FILES = ("config.json", "model.bin", "tokenizer.json", "vocabulary.json")
 
@@ -107,7 +107,7 @@ class WhisperTranscriber:
         except Exception as error:  # tokenizers raises bare Exception
             raise BackendError(f"the Whisper model in {folder} cannot be loaded: {error}") from error
         self._calls, self._closed, self._calls_changed = 0, False, Condition()
-        self._found: dict[int, list[int]] = {}
+        self._utterances = Utterances(self.utterances)
         self._vad = vad
         self._beam = beam
         self._start, self._previous, self._transcribe, self._untimed, self._end = (
@@ -142,16 +142,22 @@ class WhisperTranscriber:
             )
         if language is not None:
             self._language_token(language)
-        span = self._speech(samples)
+        utterance = self._utterances.recall(samples)
+        span = slice(0, len(samples)) if len(samples) else None
+        if self._vad is not None:
+            utterance = utterance.more(samples, self._vad)
+            self._utterances.know(utterance)
+            span = _spoken(utterance, samples)
         if span is None:
             return Transcript("", language or self.languages[0], seconds)
         with self._call():
-            return self._hear(samples, span, language, prompt, words, cancel)
+            return self._hear(samples, span, utterance, language, prompt, words, cancel)
 
     def _hear(
         self,
         samples: Samples,
         span: slice,
+        utterance: Utterance,
         language: str | None,
         prompt: str | None,
         words: bool,
@@ -163,15 +169,15 @@ class WhisperTranscriber:
         _check(cancel)
         states_SD = self._encode(speech, self.tail)
         _check(cancel)
-        language = language or self._detect(states_SD)
-        opening = hash(speech[:_OPENING].tobytes())
-        with self._calls_changed:
-            guess = self._found.get(opening, [])
-        decoded = self._decode(states_SD, len(speech), language, prompt, cancel, guess=guess, beam=self._beam)
+        memory = self._decoder.remember(states_SD)
+        language = language or self._detect(memory)
+        guess = utterance.tokens
+        decoded = self._decode(memory, len(speech), language, prompt, cancel, guess=guess, beam=self._beam)
         if decoded.looping:
             states_SD = self._encode(speech, WINDOW_SECONDS)
-            decoded = self._decode(states_SD, len(speech), language, prompt, cancel, guess=(), beam=5)
-        self._know(opening, decoded.tokens)
+            memory = self._decoder.remember(states_SD)
+            decoded = self._decode(memory, len(speech), language, prompt, cancel, guess=(), beam=5)
+        self._utterances.know(replace(utterance, tokens=tuple(decoded.tokens)))
         text = tidy(self._tokenizer.decode(decoded.tokens))
         if not text:
             return Transcript("", language, seconds)
@@ -205,16 +211,6 @@ class WhisperTranscriber:
 
     # ------------------------------------------------------------ steps
 
-    def _speech(self, samples: Samples) -> slice | None:
-        """From the first to the last window with speech, and a margin; None if there is none."""
-        if self._vad is None:
-            return slice(0, len(samples)) if len(samples) else None
-        spoken = np.flatnonzero(self._vad.probabilities(samples) >= SPEECH)
-        if not len(spoken):
-            return None
-        margin = round(MARGIN * self.rate)
-        return slice(max(0, int(spoken[0]) * WINDOW - margin), min(len(samples), int(spoken[-1] + 1) * WINDOW + margin))
-
     def _encode(self, speech: Samples, tail: float) -> NDArray[np.float32]:
         """Speech [T] and a tail of silence, at most a full window, to encoder states [S, D]."""
         seconds = max(self.shortest, len(speech) / self.rate + tail)
@@ -231,16 +227,16 @@ class WhisperTranscriber:
         states: NDArray[np.float32] = np.asarray(encoded)[0]
         return states
 
-    def _detect(self, states_SD: NDArray[np.float32]) -> str:
-        """The likeliest of `languages`. It needs no silence to be sure."""
+    def _detect(self, memory: Sequence[NDArray[np.float32]]) -> str:
+        """The likeliest of `languages`."""
         if len(self.languages) == 1:
             return self.languages[0]
-        found = dict(self._model.detect_language(self._view(states_SD[None]))[0])
-        return max(self.languages, key=lambda language: found[f"<|{language}|>"])
+        tokens = {self._language_token(language): language for language in self.languages}
+        return tokens[self._decoder.likeliest(memory, [self._start], list(tokens))]
 
     def _decode(
         self,
-        states_SD: NDArray[np.float32],
+        memory: Sequence[NDArray[np.float32]],
         length: int,
         language: str,
         prompt: str | None,
@@ -254,20 +250,11 @@ class WhisperTranscriber:
         if before:
             text = self._tokenizer.encode(f" {before}", add_special_tokens=False).ids
             start = [self._previous, *text[-_MAX_PROMPT:], *start]
-        memory = self._decoder.remember(states_SD)
         most = _most_tokens(length / self.rate)
         found = self._decoder.search(memory, start, guess=guess, beam=beam, most=most, cancel=cancel)
         data = self._tokenizer.decode(found.tokens).encode()
         looping = not found.ended or len(data) > _LOOP_RATIO * len(zlib.compress(data))
         return _Decoded(found.tokens, found.log_probability, looping)
-
-    def _know(self, opening: int, tokens: list[int]) -> None:
-        """Remember what was found in the utterance that begins so, and forget those heard longest ago."""
-        with self._calls_changed:
-            self._found.pop(opening, None)  # what is known anew is forgotten last
-            self._found[opening] = tokens
-            while len(self._found) > self.utterances:
-                self._found.pop(next(iter(self._found)))
 
     def _align(
         self, states_SD: NDArray[np.float32], length: int, offset: float, language: str, tokens: list[int]
@@ -328,6 +315,16 @@ class WhisperTranscriber:
                 param="language",
             )
         return int(token)
+
+
+def _spoken(utterance: Utterance, samples: Samples) -> slice | None:
+    """From the first to the last window with speech, and a margin; None if there is none."""
+    rest = samples[len(utterance.speech) * WINDOW :]
+    spoken = np.flatnonzero(utterance.probabilities(rest) >= SPEECH)
+    if not len(spoken):
+        return None
+    margin = round(MARGIN * RATE)
+    return slice(max(0, int(spoken[0]) * WINDOW - margin), min(len(samples), int(spoken[-1] + 1) * WINDOW + margin))
 
 
 def _most_tokens(seconds: float) -> int:

@@ -74,18 +74,20 @@ class WhisperDecoder:
             raise BackendError(f"the Whisper model in {folder} is not understood: {error!r}") from error
         self._bias_V[end + 1 :] = _NEVER
         self._end = end
-        self._step, self._memory = graphs.step(), graphs.memory()
+        self._memory = graphs.memory()
+        self._step = graphs.step(self.remember(silence_SC))
         nothing = np.zeros((1, graphs.heads, 0, graphs.channels // graphs.heads), np.float32)
         self._nothing = [nothing] * 2 * graphs.layers
-        self._silence = self._keys_and_values(silence_SC)
 
     def remember(self, states_SC: Array) -> list[Array]:
-        """What the decoder looks at: keys and values of encoder states, then of the silence from there on."""
-        heard, later = self._keys_and_values(states_SC), slice(len(states_SC), None)
-        return [
-            np.concatenate([states, silence[..., later] if index % 2 == 0 else silence[..., later, :]], -1 - index % 2)
-            for index, (states, silence) in enumerate(zip(heard, self._silence, strict=True))
-        ]
+        """What the decoder looks at, before the silence: keys [H, 1, D, S] and values [H, 1, S, D] of encoder states,
+        those of a layer after the other."""
+        return list(self._memory.run(None, {"states": states_SC}))
+
+    def likeliest(self, memory: Sequence[Array], start: Sequence[int], among: Sequence[int]) -> int:
+        """Which of these tokens, text or not, follows `start`."""
+        logits_TV, _ = self._run([start], self._nothing, memory)
+        return max(among, key=lambda token: float(logits_TV[-1, token]))
 
     def search(
         self,
@@ -160,20 +162,24 @@ class WhisperDecoder:
     def _read(
         self, tokens_BT: Sequence[Sequence[int]], seen: Sequence[Array], memory: Sequence[Array], cancel: Event | None
     ) -> tuple[Array, list[Array]]:
-        """The logits after each of the tokens [B * T, V], and keys and values [B, H, P + T, D] of all, two a layer."""
+        """The logits of text after each of the tokens [B * T, V], and keys and values [B, H, P + T, D] of all, two a
+        layer."""
         if cancel is not None and cancel.is_set():
             raise Cancelled("transcription was cancelled")
+        logits, seen = self._run(tokens_BT, seen, memory)
+        logits += self._bias_V
+        return logits, seen
+
+    def _run(
+        self, tokens_BT: Sequence[Sequence[int]], seen: Sequence[Array], memory: Sequence[Array]
+    ) -> tuple[Array, list[Array]]:
+        """The same, with the tokens that are no text."""
         before, new = seen[0].shape[2], len(tokens_BT[0])
         x_BTC = self._embedding_VC[np.array(tokens_BT)] + self._positions_TC[before : before + new]
         mask_TP = np.triu(np.full((new, before + new), _NEVER), before + 1)
         named = zip([*_names("seen", len(seen)), *_names("memory", len(memory))], [*seen, *memory], strict=True)
         logits_BTV, *seen = self._step.run(None, {"x": x_BTC, "mask": mask_TP, **dict(named)})
-        logits_BTV += self._bias_V
         return logits_BTV.reshape(-1, len(self._bias_V)), list(seen)
-
-    def _keys_and_values(self, states_SC: Array) -> list[Array]:
-        """Of every layer's attention to encoder states: keys [H, 1, D, S] and values [H, 1, S, D]."""
-        return list(self._memory.run(None, {"states": states_SC}))
 
 
 def _found(path: _Path, end: int) -> Found:

@@ -19,6 +19,8 @@ from stepaudio.speech.backends.onnx_graph import constant, float_input, node, wr
 Weights = Mapping[str, NDArray[Any]]
 
 _BLOCK = 32
+_NEVER, _NOW = np.float32(-1e9), np.float32(0)
+"""Added to a score: not to be attended to, or to be."""
 _TYPES = ("<f4", "i1", "<i2", "<i4", "<f2")  # of CTranslate2's files
 
 
@@ -63,15 +65,24 @@ class DecoderGraphs:
         self.channels = weights["embeddings/weight"].shape[1]
         self._weights = {"projection/weight": weights["embeddings/weight"], **weights}
         self._parts: list[bytes] = []
+        self._silence: list[str] = []
+        self._hidden = self._sizes = ""
 
-    def step(self) -> Any:
+    def step(self, silence: Sequence[NDArray[np.float32]]) -> Any:
         """A session from embedded tokens `x` [B, T, C] and a `mask` [T, P], added to the scores of attention, to logits
         [B, T, V].
 
         Keys and values go in as `seen` [B, H, P - T, D], two a layer, and come out [B, H, P, D]; `memory` are the
-        outputs of the other graph.
+        outputs of the other graph for what was heard, `silence` those for what follows it: as many states as were
+        heard are hidden at its beginning.
         """
         self._begin("x", "mask")
+        self._silence = [self._constant(values) for values in silence]
+        states = silence[0].shape[-1]
+        heard = self._node("Shape", ["memory 0"], start=3)
+        hidden = self._node("Less", [self._constant(np.arange(states)), heard])
+        self._hidden = self._node("Where", [hidden, self._constant(np.array(_NEVER)), self._constant(np.array(_NOW))])
+        self._sizes = self._node("Concat", [heard, self._constant(np.array([states]))], axis=0)
         x = "x"
         for layer in range(self.layers):
             x = self._add(x, self._self_attention(x, layer))
@@ -108,9 +119,13 @@ class DecoderGraphs:
         name, keys, values = f"layer_{layer}/attention", f"memory {2 * layer}", f"memory {2 * layer + 1}"
         self._parts += float_input(keys), float_input(values)
         queries = self._linear(self._norm(x, f"{name}/layer_norm"), f"{name}/linear_0", queries=True)
-        scores = self._node("MatMul", [self._turned(queries, (2, 0, 1, 3)), keys])
-        heard = self._node("MatMul", [self._node("Softmax", [scores]), values])
-        return self._linear(self._flat(heard, (1, 2, 0, 3)), f"{name}/linear_2")
+        queries = self._turned(queries, (2, 0, 1, 3))
+        silent_keys, silent_values = self._silence[2 * layer : 2 * layer + 2]
+        silent = self._add(self._node("MatMul", [queries, silent_keys]), self._hidden)
+        scores = self._node("Concat", [self._node("MatMul", [queries, keys]), silent], axis=3)
+        weights = self._split(self._node("Softmax", [scores]), 2, axis=3, sizes=self._sizes)
+        heard, after = (self._node("MatMul", list(each)) for each in zip(weights, (values, silent_values), strict=True))
+        return self._linear(self._flat(self._add(heard, after), (1, 2, 0, 3)), f"{name}/linear_2")
 
     def _feed_forward(self, x: str, layer: int) -> str:
         name = f"layer_{layer}/ffn"
@@ -144,9 +159,11 @@ class DecoderGraphs:
     def _add(self, first: str, second: str) -> str:
         return self._node("Add", [first, second])
 
-    def _split(self, x: str, count: int, *, axis: int) -> list[str]:
+    def _split(self, x: str, count: int, *, axis: int, sizes: str = "") -> list[str]:
+        """In equal parts, or in parts of these sizes."""
         names = [f"{x} part {index}" for index in range(count)]
-        self._parts.append(node("Split", [x], *names, axis=axis, num_outputs=count))
+        equal = {} if sizes else {"num_outputs": count}
+        self._parts.append(node("Split", [x, sizes] if sizes else [x], *names, axis=axis, **equal))
         return names
 
     def _turned(self, x: str, order: Sequence[int]) -> str:
