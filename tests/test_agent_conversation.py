@@ -128,7 +128,7 @@ def test_a_transcript_without_the_end_is_not_waited_for() -> None:
 def test_a_reply_to_nearly_all_that_was_said_is_prepared_while_the_whole_is_transcribed(
     tail: str, replies: int
 ) -> None:
-    said = [Said(0.5, 2.0, "What is the weather"), Said(2.04, 2.1, tail)]
+    said = [Said(0.5, 2.0, "What is the weather"), Said(2.03, 2.1, tail)]
     world = World(said, sunny, settings(), Delays(stt=0.3)).run(8)
     whole = " ".join(part.text for part in said).strip()
     (transcribed,) = [time for time, output in world.log if isinstance(output, cmd.Transcribe)]
@@ -147,7 +147,7 @@ def test_nearly_all_that_was_said_is_kept_when_the_whole_cannot_be_transcribed()
             else:
                 super()._carry_out(output, now)
 
-    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.04, 2.1, "")]
+    said = [Said(0.5, 2.0, "What is the weather?"), Said(2.03, 2.1, "")]
     world = Failing(said, sunny, settings(), Delays(stt=0.3)).run(10)
     assert len(world.all(cmd.Transcribe)) == 1
     assert world.all(note.TranscriptFailed) == []
@@ -438,6 +438,28 @@ def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
     assert not world.all(cmd.StopPlayback)
     assert len(world.all(note.SpeechStarted)) == 1
     assert len(world.history()) == 3
+
+
+@pytest.mark.parametrize(
+    ("sound", "lasts", "murmur"), [("Okay.", 0.9, True), ("Okay.", 1.3, False), ("But", 0.9, False)]
+)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_murmur_may_be_drawn_out(sound: str, lasts: float, murmur: bool, enabled: bool) -> None:
+    said = [*QUESTION, Said(4.4, 4.4 + lasts, sound)]
+    world = World(said, sunny, settings(speculation=SpeculationConfig(enabled=enabled))).run(12)
+    assert [notice.text for notice in world.all(note.Backchannel)] == [sound] * murmur
+    assert len(world.all(cmd.StopPlayback)) == (not murmur)
+
+
+def test_nobody_is_told_the_words_of_a_murmur() -> None:
+    world = World([*QUESTION, Said(4.4, 5.3, "Okay.")], sunny, settings()).run(12)
+    assert "Okay." not in [notice.text for notice in world.all(note.TranscriptPartial)]
+
+
+def test_other_speech_interrupts_after_as_long_as_ever() -> None:
+    world = World([*QUESTION, Said(4.4, 6.5, "But what about tomorrow?")], sunny, settings()).run(12)
+    stop, _ = world.first(cmd.StopPlayback)
+    assert stop - 4.4 == pytest.approx(settings().turn.interrupt_after, abs=2 * WINDOW)
 
 
 def test_one_short_word_can_interrupt() -> None:

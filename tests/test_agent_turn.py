@@ -227,7 +227,7 @@ def test_the_language_model_is_believed_the_more_the_surer_it_is() -> None:
     assert scores == sorted(scores)
     assert scores[0] > 0
     assert scores[-1] < 1
-    assert end_of_turn(0.5) == pytest.approx(1.2 / 2.2)
+    assert end_of_turn(0.5) == pytest.approx(0.8 / 1.8)
 
 
 def test_the_acoustic_scorer_has_less_to_say() -> None:
@@ -264,6 +264,9 @@ def test_any_text_has_a_score(text: str) -> None:
         "对对",
         "好的。",
         "嗯，是的",
+        "好的好的。",
+        "对，知道了。",
+        "Okay, I see.",
     ],
 )
 def test_backchannels(text: str) -> None:
@@ -272,7 +275,18 @@ def test_backchannels(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Stop.", "No.", "Right, but what about Monday?", "wait", "不对", "等一下", "It got really nice", "Mom."],
+    [
+        "",
+        "Stop.",
+        "No.",
+        "Right, but what about Monday?",
+        "wait",
+        "不对",
+        "等一下",
+        "It got really nice",
+        "Mom.",
+        "好的好的好的好",
+    ],
 )
 def test_what_is_no_backchannel(text: str) -> None:
     assert not is_backchannel(text)

@@ -32,6 +32,8 @@ from stepaudio.agent.wording import (
 )
 
 _SHORTEST_COMMIT = 0.1
+_LONG_MURMUR = 0.4
+"""Seconds by which what has only said "okay" may last longer than other speech before it interrupts."""
 
 
 class Listener:
@@ -119,13 +121,13 @@ class Listener:
         if turn is None or detector.phase != "speaking":
             return
         if not turn.confirmed:
-            if detector.voiced >= self.settings.turn.interrupt_after or not self.playback.audible(now):
+            if self._interrupts(turn) or not self.playback.audible(now):
                 self._confirm(turn, now)
         elif detector.voiced - turn.voiced > self.settings.speculation.filler:
             speculation = self._replies.speculation
             if speculation is not None and speculation.suspended:
                 self._replies.discard("resumed", now)
-        if turn.confirmed and self._may_speculate:
+        if self._may_speculate or not turn.confirmed:
             self.transcripts.overhear(turn)
 
     def _on_started(self, at: float, now: float) -> None:
@@ -148,6 +150,13 @@ class Listener:
             turn.owed = self._replies.interrupt(now)
         if self._may_speculate:
             self._replies.warm("")
+
+    def _interrupts(self, turn: UserTurn) -> bool:
+        """Whether it has been said for too long to be a murmur; a little longer if it sounds like one."""
+        longest, heard = self.detector.config.interrupt_after, turn.overhearing.heard
+        if heard is not None and is_backchannel(heard[0]):
+            longest += _LONG_MURMUR
+        return self.detector.voiced >= longest
 
     def _on_paused(self, at: float, now: float) -> None:
         turn, config = self.turn, self.settings.turn
@@ -256,7 +265,7 @@ class Listener:
             heard = self.transcripts.nearly_all(turn)
             if heard is not None:
                 self._take_words(turn, *heard, now)
-        elif text and turn.transcript is None:
+        elif text and turn.confirmed and turn.transcript is None:
             self._out(note.TranscriptPartial(turn.item_id, text))
             self._replies.warm(spoken_part(text) if self.detector.silence else settled(text))
 

@@ -12,8 +12,10 @@ from stepaudio.agent import commands as cmd
 from stepaudio.agent import notices as note
 from stepaudio.agent.settings import Settings
 from stepaudio.agent.turn import TurnDetector
-from stepaudio.agent.user_turn import Heard, UserTurn
+from stepaudio.agent.user_turn import EVERY, Heard, UserTurn
 
+_TO_HEAR = 0.25
+"""Seconds in which the first words of somebody who may be interrupting are to be known."""
 _MOST_LATE = 8
 """Turns that may wait for their words; beyond that the transcriber has failed the oldest."""
 
@@ -50,7 +52,8 @@ class Transcripts:
     def overhear(self, turn: UserTurn) -> None:
         """Get to know what is said before it is over, whenever there is enough that is new."""
         voiced, end = self._detector.voiced, self._detector.position
-        if turn.overhearing.due(voiced, gap=self._detector.silence > 0):
+        every = EVERY if turn.confirmed else self._detector.config.interrupt_after - _TO_HEAR
+        if turn.overhearing.due(voiced, every=every, gap=self._detector.silence > 0):
             self.stop_overhearing(turn)
             job = self._new_id("job")
             turn.overhearing.ask(job, voiced, end)

@@ -96,7 +96,7 @@ class TurnConfig:
         interrupt_response: bool = True,
     ) -> TurnConfig:
         """The protocol's `semantic_vad`: waits at most 8, 4 or 2 s for a turn that looks unfinished."""
-        waits = {"low": (0.8, 8.0), "medium": (0.55, 4.0), "auto": (0.55, 4.0), "high": (0.4, 2.0)}
+        waits = {"low": (0.8, 8.0), "medium": (0.45, 4.0), "auto": (0.45, 4.0), "high": (0.4, 2.0)}
         if eagerness not in waits:
             raise InputError("eagerness must be low, medium, high or auto", param="eagerness")
         floor, ceiling = waits[eagerness]

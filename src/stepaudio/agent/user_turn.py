@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 Heard = tuple[str, str | None]
 """A text and its language."""
 
-_EVERY = 0.8
+EVERY = 0.8
 """Seconds of new speech after which it is transcribed again."""
 _LEAST = 0.1
 """Seconds of new speech after which a gap is reason enough."""
@@ -25,12 +25,12 @@ class Overhearing:
     """Where in the input the last one that was asked for ends, in seconds."""
     _voiced: float = 0.0
 
-    def due(self, voiced: float, *, gap: bool) -> bool:
+    def due(self, voiced: float, *, every: float = EVERY, gap: bool) -> bool:
         """Whether to transcribe now, after `voiced` seconds of speech. In a gap it may be over: a transcript that is
         asked for at its first window is there sooner than one asked for at the pause, and one that is being made and
         lacks the end is not worth waiting for."""
         new = voiced - self._voiced
-        return (gap and new >= _LEAST) or (self.job is None and new >= _EVERY)
+        return (gap and new >= _LEAST) or (self.job is None and new >= every)
 
     def nearly_all(self, voiced: float) -> bool:
         """Whether what was transcribed last lacks less of `voiced` seconds of speech than is worth another time."""

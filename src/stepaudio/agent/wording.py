@@ -6,6 +6,7 @@ words most: a full stop proves little, since a recogniser ends every pause with 
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
@@ -28,6 +29,7 @@ _BACKCHANNEL_PHRASES = _words(
     "gotit isee iknow ofcourse makessense thatsright 是的 好的 明白 明白了 知道 知道了 没错 原来如此 是吗 是啊"
 )
 _HUM = re.compile(r"m*h*m+|(?:u+h+){2}|a+h+a+")
+_BACKCHANNELS = re.compile("(?:" + "|".join({*_BACKCHANNEL_WORDS, *_BACKCHANNEL_PHRASES}) + ")+")
 _HUM_SECONDS = 0.5
 _INTERRUPTIONS = _words(
     """stop wait no not don't quiet enough cancel hold hang hey hello hi sorry pardon excuse but actually what who why
@@ -101,17 +103,18 @@ def end_of_turn(ends_sentence: float) -> float:
     a whole sentence may be a part of one. Fitted to sentences and their beginnings, as they are recognised
     (`benchmarks/turn_end.py`)."""
     probability = min(max(ends_sentence, 0.02), 0.98)  # words that were misheard end no sentence either
-    odds: float = 1.2 * (probability / (1 - probability)) ** 0.6
+    odds: float = 0.8 * math.sqrt(probability / (1 - probability))
     return odds / (1 + odds)
 
 
 def is_backchannel(text: str) -> bool:
-    """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 对): at most four words, all of that kind."""
+    """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 好的好的): at most four words, six Chinese
+    characters, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))
-    if not said or len(said) > 4:
+    if not said or len(said) > (6 if _HAN.match(said[0]) else 4):
         return False
-    phrase = "".join(word for word in said if word not in FILLERS)
-    return phrase in _BACKCHANNEL_PHRASES or all(word in _BACKCHANNEL_WORDS or _HUM.fullmatch(word) for word in said)
+    phrase = "".join(word for word in said if word not in FILLERS and not _HUM.fullmatch(word))
+    return not phrase or _BACKCHANNELS.fullmatch(phrase) is not None
 
 
 def is_question(text: str) -> bool:

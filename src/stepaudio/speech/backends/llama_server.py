@@ -22,7 +22,7 @@ _STEP_TOKENS = 32
 # Evaluated prompts of conversations that lost their slot are kept in host memory up to this size
 # (28 KiB per token with a 1.5B Qwen2.5, 12 KiB with a 0.5B).
 _CACHE_MIB = 512
-_NICENESS = 10  # a tenth of what a thread of ordinary priority gets beside it
+_NICENESS = 19  # a seventieth of what a thread of ordinary priority gets beside it
 _SIGACTION_BYTES = 256  # more than `struct sigaction` takes on any platform
 
 

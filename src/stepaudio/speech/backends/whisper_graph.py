@@ -162,8 +162,10 @@ class DecoderGraphs:
     def _split(self, x: str, count: int, *, axis: int, sizes: str = "") -> list[str]:
         """In equal parts, or in parts of these sizes."""
         names = [f"{x} part {index}" for index in range(count)]
-        equal = {} if sizes else {"num_outputs": count}
-        self._parts.append(node("Split", [x, sizes] if sizes else [x], *names, axis=axis, **equal))
+        if sizes:
+            self._parts.append(node("Split", [x, sizes], *names, axis=axis))
+        else:
+            self._parts.append(node("Split", [x], *names, axis=axis, num_outputs=count))
         return names
 
     def _turned(self, x: str, order: Sequence[int]) -> str:
