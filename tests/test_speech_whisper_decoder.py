@@ -189,6 +189,19 @@ def test_the_logits_are_those_of_plain_numpy(folder: Path, decoder: WhisperDecod
     assert (logits_TV[:, [3, *range(END + 1, VOCABULARY)]] < -1e8).all()
 
 
+def test_the_silence_says_nothing_of_the_language(decoder: WhisperDecoder) -> None:
+    weights = {name: array for name, array in small_weights(1, 4.0).items() if name.startswith("decoder/")}
+    languages = [END + 1, END + 2, END + 3]  # tokens that are no text
+    found = set()
+    for seed in range(20, 60):
+        heard = states(5, seed=seed)
+        expected = plain_logits(weights, START, heard)[-1, languages]
+        likeliest = decoder.likeliest(decoder.remember(heard), START, languages)
+        assert expected[languages.index(likeliest)] > expected.max() - 0.1 * expected.std() - 0.05  # 8 bits
+        found.add(likeliest)
+    assert len(found) > 1
+
+
 def test_what_was_seen_need_not_be_read_again(decoder: WhisperDecoder) -> None:
     memory = decoder.remember(states(20, seed=3))  # longer than the silence
     together, _ = decoder._read([[*START, 7, 9, 2]], decoder._nothing, memory, None)

@@ -76,6 +76,7 @@ class WhisperDecoder:
         self._end = end
         self._memory = graphs.memory()
         self._step = graphs.step(self.remember(silence_SC))
+        self._silent_states = len(silence_SC)
         nothing = np.zeros((1, graphs.heads, 0, graphs.channels // graphs.heads), np.float32)
         self._nothing = [nothing] * 2 * graphs.layers
 
@@ -85,8 +86,9 @@ class WhisperDecoder:
         return list(self._memory.run(None, {"states": states_SC}))
 
     def likeliest(self, memory: Sequence[Array], start: Sequence[int], among: Sequence[int]) -> int:
-        """Which of these tokens, text or not, follows `start`."""
-        logits_TV, _ = self._run([start], self._nothing, memory)
+        """Which of these tokens, text or not, follows `start`. The silence is left out: after a word alone it would
+        sound like another language."""
+        logits_TV, _ = self._run([start], self._nothing, memory, silence=False)
         return max(among, key=lambda token: float(logits_TV[-1, token]))
 
     def search(
@@ -171,14 +173,20 @@ class WhisperDecoder:
         return logits, seen
 
     def _run(
-        self, tokens_BT: Sequence[Sequence[int]], seen: Sequence[Array], memory: Sequence[Array]
+        self,
+        tokens_BT: Sequence[Sequence[int]],
+        seen: Sequence[Array],
+        memory: Sequence[Array],
+        *,
+        silence: bool = True,
     ) -> tuple[Array, list[Array]]:
         """The same, with the tokens that are no text."""
         before, new = seen[0].shape[2], len(tokens_BT[0])
         x_BTC = self._embedding_VC[np.array(tokens_BT)] + self._positions_TC[before : before + new]
         mask_TP = np.triu(np.full((new, before + new), _NEVER), before + 1)
         named = zip([*_names("seen", len(seen)), *_names("memory", len(memory))], [*seen, *memory], strict=True)
-        logits_BTV, *seen = self._step.run(None, {"x": x_BTC, "mask": mask_TP, **dict(named)})
+        hidden = np.array([memory[0].shape[-1] if silence else self._silent_states])
+        logits_BTV, *seen = self._step.run(None, {"x": x_BTC, "mask": mask_TP, "hidden": hidden, **dict(named)})
         return logits_BTV.reshape(-1, len(self._bias_V)), list(seen)
 
 

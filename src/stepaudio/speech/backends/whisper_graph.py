@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from stepaudio.speech.backends.onnx_graph import constant, float_input, node, write_session
+from stepaudio.speech.backends.onnx_graph import constant, float_input, integer_input, node, write_session
 
 Weights = Mapping[str, NDArray[Any]]
 
@@ -73,14 +73,15 @@ class DecoderGraphs:
         [B, T, V].
 
         Keys and values go in as `seen` [B, H, P - T, D], two a layer, and come out [B, H, P, D]; `memory` are the
-        outputs of the other graph for what was heard, `silence` those for what follows it: as many states as were
-        heard are hidden at its beginning.
+        outputs of the other graph for what was heard, `silence` those for what follows it: its first states, as
+        many as the integer `hidden` [1] says, are not attended to.
         """
         self._begin("x", "mask")
+        self._parts.append(integer_input("hidden"))
         self._silence = [self._constant(values) for values in silence]
         states = silence[0].shape[-1]
         heard = self._node("Shape", ["memory 0"], start=3)
-        hidden = self._node("Less", [self._constant(np.arange(states)), heard])
+        hidden = self._node("Less", [self._constant(np.arange(states)), "hidden"])
         self._hidden = self._node("Where", [hidden, self._constant(np.array(_NEVER)), self._constant(np.array(_NOW))])
         self._sizes = self._node("Concat", [heard, self._constant(np.array([states]))], axis=0)
         x = "x"
