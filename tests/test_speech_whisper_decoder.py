@@ -195,9 +195,9 @@ def test_the_silence_says_nothing_of_the_language(decoder: WhisperDecoder) -> No
     found = set()
     for seed in range(20, 60):
         heard = states(5, seed=seed)
-        expected = plain_logits(weights, START, heard)[-1, languages]
+        expected = plain_logits(weights, [*START], heard)[-1, languages]
         likeliest = decoder.likeliest(decoder.remember(heard), START, languages)
-        assert expected[languages.index(likeliest)] > expected.max() - 0.1 * expected.std() - 0.05  # 8 bits
+        assert expected[languages.index(likeliest)] > expected.max() - 0.1  # 8 bits
         found.add(likeliest)
     assert len(found) > 1
 
