@@ -441,7 +441,8 @@ def test_a_backchannel_is_no_turn(sound: str, stt: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sound", "lasts", "murmur"), [("Okay.", 0.9, True), ("Okay.", 1.3, False), ("But", 0.9, False)]
+    ("sound", "lasts", "murmur"),
+    [("Okay.", 0.9, True), ("Okay.", 1.05, True), ("Okay.", 1.3, False), ("But", 0.9, False)],
 )
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_murmur_may_be_drawn_out(sound: str, lasts: float, murmur: bool, enabled: bool) -> None:

@@ -153,9 +153,7 @@ class Listener:
 
     def _interrupts(self, turn: UserTurn) -> bool:
         """Whether it has been said for too long to be a murmur; a little longer if it sounds like one."""
-        longest, heard = self.detector.config.interrupt_after, turn.overhearing.heard
-        if heard is not None and is_backchannel(heard[0]):
-            longest += _LONG_MURMUR
+        longest = self.detector.config.interrupt_after + (_LONG_MURMUR if turn.murmured else 0.0)
         return self.detector.voiced >= longest
 
     def _on_paused(self, at: float, now: float) -> None:
@@ -261,6 +259,7 @@ class Listener:
 
     def _on_overheard(self, turn: UserTurn, text: str, language: str | None, now: float) -> None:
         turn.overhearing.take(text, language)
+        turn.murmured = is_backchannel(text)
         if turn.text_job is not None:
             heard = self.transcripts.nearly_all(turn)
             if heard is not None:

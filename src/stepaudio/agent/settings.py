@@ -15,7 +15,7 @@ from stepaudio.speech.roles import Sampling
 
 @dataclass(frozen=True, slots=True)
 class SpeculationConfig:
-    """When to prepare replies, and how much. Without it nothing is done ahead of the end of a turn.
+    """When to prepare replies, and how much. Without it no reply is begun before its turn is over.
 
     `attempts` a turn at most, none at an end-of-turn score below `least`; each holds `seconds` of audio, then its
     work waits. Speech that goes on for longer than `filler` seconds is no filler. From a load of `calm` on only

@@ -99,6 +99,7 @@ class Transcripts:
             self._out(cmd.CancelTranscribe(turn.text_job))
         self.stop_overhearing(turn)
         turn.text_job = turn.score_job = turn.words_job = turn.transcript = None
+        turn.murmured = False
         turn.scores.clear()
 
     def drop(self, item_id: str) -> None:

@@ -58,6 +58,8 @@ class UserTurn:
     end: float
     confirmed: bool = False
     over: bool = False
+    murmured: bool = False
+    """Whether what was overheard of it says no more than "I am listening"."""
     transcript: str | None = None
     """Of everything up to `end`; None while it is not known."""
     language: str | None = None

@@ -29,7 +29,6 @@ _BACKCHANNEL_PHRASES = _words(
     "gotit isee iknow ofcourse makessense thatsright 是的 好的 明白 明白了 知道 知道了 没错 原来如此 是吗 是啊"
 )
 _HUM = re.compile(r"m*h*m+|(?:u+h+){2}|a+h+a+")
-_BACKCHANNELS = re.compile("(?:" + "|".join({*_BACKCHANNEL_WORDS, *_BACKCHANNEL_PHRASES}) + ")+")
 _HUM_SECONDS = 0.5
 _INTERRUPTIONS = _words(
     """stop wait no not don't quiet enough cancel hold hang hey hello hi sorry pardon excuse but actually what who why
@@ -111,10 +110,17 @@ def is_backchannel(text: str) -> bool:
     """Whether this only says "I am listening" ("mm-hm", "right", 嗯, 好的好的): at most four words, six Chinese
     characters, all of that kind."""
     said = tokens(text.replace("-", "").replace("'", ""))
-    if not said or len(said) > (6 if _HAN.match(said[0]) else 4):
-        return False
-    phrase = "".join(word for word in said if word not in FILLERS and not _HUM.fullmatch(word))
-    return not phrase or _BACKCHANNELS.fullmatch(phrase) is not None
+    most = 6 if said and _HAN.match(said[0]) else 4
+    return 0 < len(said) <= most and _murmurs([word for word in said if word not in FILLERS])
+
+
+def _murmurs(said: list[str]) -> bool:
+    """Whether the words are backchannels one after the other, each of one word or several."""
+    return not said or any(_murmur("".join(said[:end])) and _murmurs(said[end:]) for end in range(1, len(said) + 1))
+
+
+def _murmur(sound: str) -> bool:
+    return sound in _BACKCHANNEL_WORDS or sound in _BACKCHANNEL_PHRASES or _HUM.fullmatch(sound) is not None
 
 
 def is_question(text: str) -> bool:
