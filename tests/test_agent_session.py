@@ -486,7 +486,10 @@ def test_nobody_is_overheard_while_another_waits_for_a_reply_to_begin(waited_for
                 one.session.handle(ev.CreateItem(MessageItem("x", "user", "hi")))
                 one.session.handle(ev.CreateReply())
                 await one.until(lambda: bundle.work.running)
-            await two.say(2.0)
+            await two.say(1.2, silence=0.0)
+            if not waited_for:
+                await two.until(lambda: bundle.transcriber.heard)
+            await two.say(0.8)
             await two.until(lambda: two.all(note.TranscriptDone))
             assert (len(bundle.transcriber.heard) == 1) == waited_for
             go.set()
