@@ -155,6 +155,23 @@ def test_nearly_all_that_was_said_is_kept_when_the_whole_cannot_be_transcribed()
     assert world.history()[1] == ("user", "What is the weather?")
 
 
+@pytest.mark.parametrize("after", [0.1, 2.0])
+def test_what_gave_way_to_others_after_the_pause_is_asked_for_again(after: float) -> None:
+    """The user still pauses, or the turn is over."""
+
+    class Busy(World):
+        def _carry_out(self, output: note.Output, now: float) -> None:
+            if isinstance(output, cmd.Overhear) and output.end > 2.1:
+                self.at(now + after, ev.TranscribeFailed(output.job, "Others are waiting to be heard."), output.job)
+            else:
+                super()._carry_out(output, now)
+
+    world = Busy(QUESTION, sunny, settings()).run(10)
+    assert len(world.all(cmd.Transcribe)) == 1
+    assert world.history()[1] == ("user", QUESTION[0].text)
+    assert world.history()[2][0] == "assistant"
+
+
 def test_a_busy_transcriber_is_asked_again_at_the_pause() -> None:
     class Busy(World):
         def _carry_out(self, output: note.Output, now: float) -> None:

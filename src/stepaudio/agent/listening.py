@@ -302,6 +302,11 @@ class Listener:
             self.turn.overhearing.job = None
         elif (turn := self.transcripts.settle(job, self.turn)) is None:
             return
+        elif turn.overhearing.adopted == job:
+            if turn is self.turn:
+                self.transcripts.ask(turn)
+            else:
+                self._await_words(turn, now)
         elif turn is not self.turn:
             self._close_without(turn, message, now)
         elif turn.over:

@@ -69,7 +69,8 @@ class Transcripts:
         overhearing = turn.overhearing
         complete = overhearing.end >= turn.end
         if complete and overhearing.job is not None:
-            turn.text_job, overhearing.job = overhearing.job, None
+            turn.text_job = overhearing.adopted = overhearing.job
+            overhearing.job = None
         elif complete and overhearing.heard is not None:
             return overhearing.heard
         else:

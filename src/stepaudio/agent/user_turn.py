@@ -19,6 +19,8 @@ class Overhearing:
 
     job: str | None = None
     """The transcript that is being made."""
+    adopted: str | None = None
+    """The one that a pause waits for, and that may have given way to others before."""
     heard: Heard | None = None
     """The last one, until the next is asked for."""
     end: float = 0.0
