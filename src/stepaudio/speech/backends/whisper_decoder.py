@@ -27,14 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stepaudio.errors import BackendError, Cancelled
-from stepaudio.speech.backends.whisper_graph import DecoderGraphs, read_weights
+from stepaudio.speech.backends.whisper_graph import NEVER, DecoderGraphs, read_weights
 
 Array = NDArray[np.float32]
 
 SURE = 0.6
 """Probability of a token from which on no other is tried."""
-
-_NEVER = np.float32(-1e9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,10 @@ class WhisperDecoder:
             self._positions_TC = weights["position_encodings/encodings"].astype(np.float32)
             self._not_first = list(config["suppress_ids_begin"])
             self._bias_V = np.zeros(len(self._embedding_VC), np.float32)
-            self._bias_V[[token for token in config["suppress_ids"] if token >= 0]] = _NEVER
+            self._bias_V[[token for token in config["suppress_ids"] if token >= 0]] = NEVER
         except (KeyError, IndexError, ValueError, struct.error) as error:
             raise BackendError(f"the Whisper model in {folder} is not understood: {error!r}") from error
-        self._bias_V[end + 1 :] = _NEVER
+        self._bias_V[end + 1 :] = NEVER
         self._end = end
         self._memory = graphs.memory()
         self._step = graphs.step(self.remember(silence_SC))
@@ -106,7 +104,7 @@ class WhisperDecoder:
         guess = guess[:most]
         logits_TV, seen = self._read([[*start, *guess]], self._nothing, memory, cancel)
         logits_TV = logits_TV[len(start) - 1 :]
-        logits_TV[0, self._not_first] = _NEVER
+        logits_TV[0, self._not_first] = NEVER
         path, row = _Path([], 0.0), 0
         while True:
             logs_V = _log_softmax(logits_TV[row])
@@ -183,7 +181,7 @@ class WhisperDecoder:
         """The same, with the tokens that are no text."""
         before, new = seen[0].shape[2], len(tokens_BT[0])
         x_BTC = self._embedding_VC[np.array(tokens_BT)] + self._positions_TC[before : before + new]
-        mask_TP = np.triu(np.full((new, before + new), _NEVER), before + 1)
+        mask_TP = np.triu(np.full((new, before + new), NEVER), before + 1)
         named = zip([*_names("seen", len(seen)), *_names("memory", len(memory))], [*seen, *memory], strict=True)
         hidden = np.array([memory[0].shape[-1] if silence else self._silent_states])
         logits_BTV, *seen = self._step.run(None, {"x": x_BTC, "mask": mask_TP, "hidden": hidden, **dict(named)})

@@ -19,8 +19,8 @@ from stepaudio.speech.backends.onnx_graph import constant, float_input, integer_
 Weights = Mapping[str, NDArray[Any]]
 
 _BLOCK = 32
-_NEVER, _NOW = np.float32(-1e9), np.float32(0)
-"""Added to a score: not to be attended to, or to be."""
+NEVER, _AS_IT_IS = np.float32(-1e9), np.float32(0)
+"""Added to a score: what must not be, and what may."""
 _TYPES = ("<f4", "i1", "<i2", "<i4", "<f2")  # of CTranslate2's files
 
 
@@ -82,7 +82,9 @@ class DecoderGraphs:
         states = silence[0].shape[-1]
         heard = self._node("Shape", ["memory 0"], start=3)
         hidden = self._node("Less", [self._constant(np.arange(states)), "hidden"])
-        self._hidden = self._node("Where", [hidden, self._constant(np.array(_NEVER)), self._constant(np.array(_NOW))])
+        self._hidden = self._node(
+            "Where", [hidden, self._constant(np.array(NEVER)), self._constant(np.array(_AS_IT_IS))]
+        )
         self._sizes = self._node("Concat", [heard, self._constant(np.array([states]))], axis=0)
         x = "x"
         for layer in range(self.layers):
